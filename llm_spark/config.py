@@ -1,0 +1,396 @@
+"""Every setting, its unit, and why its default is what it is.
+
+Frozen dataclasses <- YAML file <- `key.path=value` from the command line. `load` merges the three and raises one-line errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from llm_spark.errors import UsageError
+
+
+def _require(condition: bool, key: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise UsageError(f"{key} is {value!r}: {remedy}")
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    _require(value in allowed, key, value, f"choose one of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class SparkConfig:
+    """How to start Spark when none is running; under `spark-submit` the submitted settings win."""
+
+    master: str = "local[*]"
+    """Spark master URL. All cores of this machine unless `spark-submit` or this says otherwise."""
+    driver_memory: str = "4g"
+    """Heap of the driver JVM when this process starts it."""
+    java_options: str = ""
+    """Further options of that JVM. `-XX:TieredStopAtLevel=1` starts faster and runs long work slower: for small data."""
+    shuffle_partitions: int = 0
+    """Partitions after a shuffle; 0 takes twice the cores (local) or lets adaptive execution decide (cluster)."""
+    conf: dict[str, str] = field(default_factory=dict)
+    """Further Spark settings, passed through as they are."""
+
+
+@dataclass(frozen=True)
+class ColumnsConfig:
+    """Where each field of an event stands in a record: a column name, or any Spark SQL expression over the columns."""
+
+    user: str = MISSING
+    """Who did it. For logs without users give the session column: each session is then a user of its own."""
+    item: str = MISSING
+    """What it was done to: the thing whose next occurrence is predicted."""
+    time: str = MISSING
+    """When; read as `ingest.time_format` says."""
+    type: str | None = None
+    """What kind of event; `event` for all where not given."""
+    value: str | None = None
+    """A number that belongs to the event, such as a price or a weight."""
+    session: str | None = None
+    """A session id that the log already has; the inactivity gap is then not used."""
+    attributes: dict[str, str] = field(default_factory=dict)
+    """Further fields to keep, name: column or expression."""
+
+
+@dataclass(frozen=True)
+class IngestConfig:
+    """From raw files to the tables `events` and `events_rejected`."""
+
+    paths: list[str] = MISSING
+    """Files, folders or globs, on any file system that Spark reaches."""
+    format: str = MISSING
+    """csv, jsonl, parquet or access_log (combined log format); text may be gzip-compressed."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    time_format: str = "iso8601"
+    """iso8601, epoch_s, epoch_ms, epoch_us, or a Spark datetime pattern such as `yyyy-MM-dd HH:mm:ss`."""
+    time_zone: str = "UTC"
+    """Zone of times that do not carry one."""
+    filters: list[str] = field(default_factory=list)
+    """SQL expressions over the columns; a record for which one is not true goes to events_rejected as `filtered`."""
+    csv_delimiter: str = ","
+    earliest_time: str = "1990-01-01"
+    """Events before this UTC date are rejected as time_out_of_range: an epoch of 0 is a fault, not a date."""
+    max_rejected_fraction: float = 1.0
+    """Above this share of records rejected for any reason but `filtered`, ingest writes no event and exits 3."""
+
+    def __post_init__(self) -> None:
+        if self.format != MISSING:
+            _one_of("ingest.format", self.format, ("csv", "jsonl", "parquet", "access_log"))
+        _require(
+            0 <= self.max_rejected_fraction <= 1, "ingest.max_rejected_fraction", self.max_rejected_fraction, "0 to 1"
+        )
+        _require(len(self.csv_delimiter) >= 1, "ingest.csv_delimiter", self.csv_delimiter, "one character or more")
+
+
+@dataclass(frozen=True)
+class SessionizeConfig:
+    """From `events` to `sessions`."""
+
+    gap_seconds: int = 1800
+    """A pause strictly longer than this opens a new session. Half an hour is the web's custom."""
+    max_length_seconds: int = 86_400
+    """A session longer than this from its first event is cut there."""
+    max_events: int = 1_000
+    """A session with more events than this is cut there."""
+    num_buckets: int = 8
+    """Partitions of the sessions table, by a hash of the user."""
+
+    def __post_init__(self) -> None:
+        for name in ("gap_seconds", "max_length_seconds", "max_events", "num_buckets"):
+            _require(getattr(self, name) > 0, f"sessionize.{name}", getattr(self, name), "give a number above 0")
+
+
+@dataclass(frozen=True)
+class SequencesConfig:
+    """From `sessions` to `vocabulary` and `sequences`."""
+
+    max_tokens: int = 200
+    """The longest row. A longer history becomes several rows."""
+    burn_in_tokens: int = 50
+    """Context that a continued row repeats from before its first target, to warm the recurrent state."""
+    min_item_count: int = 5
+    """Items seen less often than this in the training window stay unknown."""
+    max_items: int = 0
+    """Keep only the most frequent items, 0 for all."""
+    train_until: str | None = None
+    """UTC time before which events are training data. Not given: so that `validation_fraction + test_fraction` of the events remain."""
+    validation_until: str | None = None
+    """UTC time before which (from train_until on) events are validation data; later ones are test data."""
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require(self.max_tokens >= 2, "sequences.max_tokens", self.max_tokens, "give 2 or more")
+        ok = 1 <= self.burn_in_tokens < self.max_tokens
+        _require(ok, "sequences.burn_in_tokens", self.burn_in_tokens, "give 1 or more, below sequences.max_tokens")
+        _require(self.min_item_count >= 1, "sequences.min_item_count", self.min_item_count, "give 1 or more")
+        for name in ("validation_fraction", "test_fraction"):
+            _require(
+                0 < getattr(self, name) < 0.5,
+                f"sequences.{name}",
+                getattr(self, name),
+                "give a share above 0, below 0.5",
+            )
+        both_or_none = (self.train_until is None) == (self.validation_until is None)
+        _require(
+            both_or_none, "sequences.train_until", self.train_until, "give it together with sequences.validation_until"
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network: embedding -> recurrent cell with user memory -> self-attention -> dense(relu) -> softmax over the items."""
+
+    embedding_size: int = 64
+    """Numbers in an item's vector (E)."""
+    cell: str = "gru"
+    """rnn, lstm or gru."""
+    hidden_size: int = 128
+    """Numbers in the recurrent state (H)."""
+    num_layers: int = 1
+    dropout: float = 0.1
+    """Share of activations dropped in training, at the embedding and before the dense layer."""
+    attention: str = "dot"
+    """Score of the causal self-attention over the hidden states of the session: dot, additive, or none."""
+    dense_size: int = 128
+    """Width of the dense(relu) layer, 0 for none."""
+    memory_size: int = 64
+    """Numbers in a user's long-term memory vector (M), 0 for none."""
+    use_event_types: bool = True
+    """Feed each step's event type."""
+    use_values: bool = True
+    """Feed each step's numeric value, standardised on training data, with a flag where it is missing."""
+
+    def __post_init__(self) -> None:
+        _one_of("model.cell", self.cell, ("rnn", "lstm", "gru"))
+        _one_of("model.attention", self.attention, ("dot", "additive", "none"))
+        for name in ("embedding_size", "hidden_size", "num_layers"):
+            _require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "give a number above 0")
+        for name in ("dense_size", "memory_size"):
+            _require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "give 0 or more")
+        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "give a share from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training run."""
+
+    num_epochs: float = 5.0
+    """Passes over the training sequences; the account counts steps and tokens."""
+    batch_rows: int = 128
+    """Sequences a step, over all ranks."""
+    learning_rate: float = 0.01
+    """Of Adam at its height. Large, since the embeddings of rare items get few steps."""
+    weight_decay: float = 0.0
+    clip_norm: float = 5.0
+    """Gradients are scaled down to this norm at most."""
+    warmup_steps: int = 50
+    """Steps over which the learning rate climbs to its value, a fifth of the run at most; it then falls to a tenth by a cosine."""
+    loss: str = "full"
+    """full softmax, or sampled: softmax over the target and `num_negatives` items drawn by frequency, logQ-corrected."""
+    num_negatives: int = 512
+    num_ranks: int = 1
+    """Training processes, started by TorchDistributor."""
+    device: str = "auto"
+    """auto takes a GPU where torch finds one; cpu or cuda insist."""
+    precision: str = "fp32"
+    """fp32, or bf16 autocast."""
+    reader_workers: int = 2
+    """Petastorm workers that read ahead, for each rank."""
+    patience: int = 3
+    """Stop after this many epochs without a better validation recall; the best weights are kept."""
+    timeout_seconds: int = 1800
+    """A collective operation that waits longer than this fails the run: a dead or hung rank never hangs the night."""
+    work_dir: str | None = None
+    """A folder that the driver and all ranks see, for the run's records. The warehouse serves where it is such a folder."""
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        _one_of("train.loss", self.loss, ("full", "sampled"))
+        _one_of("train.device", self.device, ("auto", "cpu", "cuda"))
+        _one_of("train.precision", self.precision, ("fp32", "bf16"))
+        for name in (
+            "num_epochs",
+            "batch_rows",
+            "learning_rate",
+            "clip_norm",
+            "num_negatives",
+            "num_ranks",
+            "timeout_seconds",
+            "reader_workers",
+            "patience",
+        ):
+            _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "give a number above 0")
+        for name in ("warmup_steps", "weight_decay"):
+            _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "give 0 or more")
+        enough = self.batch_rows >= self.num_ranks
+        _require(enough, "train.batch_rows", self.batch_rows, f"give at least one sequence a rank ({self.num_ranks})")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Metrics on the test split, ranked against the whole vocabulary."""
+
+    ks: list[int] = field(default_factory=lambda: [5, 10, 20])
+    """The k of recall@k, MRR@k and NDCG@k. Accuracy is recall@1."""
+    batch_rows: int = 128
+    """Sequences evaluated at a time in a Python worker; bounds its memory."""
+
+    def __post_init__(self) -> None:
+        _require(
+            bool(self.ks) and all(k > 0 for k in self.ks), "evaluate.ks", self.ks, "give one or more numbers above 0"
+        )
+        _require(self.batch_rows > 0, "evaluate.batch_rows", self.batch_rows, "give a number above 0")
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Predictions for every user."""
+
+    as_of: str | None = None
+    """UTC date: only events before its end are used. Not given: the day of the newest event."""
+    k: int = 10
+    """Recommended next items for each user."""
+    batch_rows: int = 256
+    """Users scored at a time in a Python worker; bounds its memory."""
+    exclude_seen: bool = False
+    """Leave out items that stand in the user's recent history."""
+
+    def __post_init__(self) -> None:
+        _require(self.k > 0, "score.k", self.k, "give a number above 0")
+        _require(self.batch_rows > 0, "score.batch_rows", self.batch_rows, "give a number above 0")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All stages' settings."""
+
+    warehouse: str = "warehouse"
+    """Root of all tables and model artifacts: a folder, or s3a://, hdfs://, abfss://."""
+    spark: SparkConfig = field(default_factory=SparkConfig)
+    ingest: IngestConfig = field(default_factory=IngestConfig)
+    sessionize: SessionizeConfig = field(default_factory=SessionizeConfig)
+    sequences: SequencesConfig = field(default_factory=SequencesConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+
+
+def _known_keys(node: type, prefix: str = "") -> list[str]:
+    keys = []
+    for entry in dataclasses.fields(node):
+        keys.append(prefix + entry.name)
+        factory = entry.default_factory
+        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
+            keys += _known_keys(factory, prefix + entry.name + ".")
+    return keys
+
+
+def _unknown_key(key: str, where: str) -> UsageError:
+    known = _known_keys(Config)
+    by_leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    near = close or by_leaf or difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return UsageError(f"unknown setting '{key}' in {where}: the nearest valid one is '{near[0]}'")
+
+
+def _merge(base: DictConfig, layer: DictConfig, where: str, key: str = "") -> DictConfig:
+    try:
+        return OmegaConf.merge(base, layer)  # type: ignore[return-value]
+    except (ConfigKeyError, ConfigAttributeError) as error:
+        raise _unknown_key(key or str(error.full_key), where) from error
+    except OmegaConfBaseException as error:
+        raise UsageError(f"setting '{key or error.full_key}' in {where}: {str(error).splitlines()[0]}") from error
+
+
+def _writable(node: DictConfig) -> DictConfig:
+    # OmegaConf marks nodes of frozen dataclasses read-only; the layers are merged first and frozen again by to_object.
+    OmegaConf.set_readonly(node, None)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig):
+            _writable(child)
+    return node
+
+
+def load(path: str | Path | None, overrides: list[str] | None = None, needs: tuple[str, ...] = ()) -> Config:
+    """Merge defaults, the YAML file at `path` and `key=value` overrides into a `Config`.
+
+    `needs` names the sections a stage uses: mandatory settings missing there are all listed at once. Elsewhere they stay OmegaConf's MISSING.
+    Raises UsageError in one line for: no such file, bad YAML, an unknown key (the nearest valid key is named), a value of the wrong type.
+    """
+    merged = _writable(OmegaConf.structured(Config))
+    if path is not None:
+        file = Path(path)
+        if not file.is_file():
+            raise UsageError(f"no config file at '{path}': give one with --config, for example conf/demo.yaml")
+        try:
+            loaded = OmegaConf.load(file)
+        except Exception as error:
+            raise UsageError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(loaded, DictConfig):
+            raise UsageError(f"'{path}' does not hold settings: write them as `section: {{key: value}}`")
+        merged = _merge(merged, loaded, f"'{path}'")
+    for override in overrides or []:
+        key, separator, _ = override.partition("=")
+        if not separator or not key:
+            raise UsageError(f"'{override}' is not a setting: write key.path=value")
+        merged = _merge(merged, OmegaConf.from_dotlist([override]), "the command line", key)
+    missing = [key for key in sorted(OmegaConf.missing_keys(merged)) if key.split(".")[0] in needs]
+    if missing:
+        raise UsageError(
+            f"settings without a value: {', '.join(missing)}; set them in {path or 'a --config file'} or as key=value"
+        )
+    return _build(Config, merged)
+
+
+def from_overrides(kind: type, overrides: list[str]) -> Any:
+    """A settings dataclass of its own, from its defaults and `key=value` overrides. Raises UsageError as `load` does."""
+    merged = _writable(OmegaConf.structured(kind))
+    for override in overrides:
+        key, separator, _ = override.partition("=")
+        if not separator:
+            raise UsageError(f"'{override}' is not a setting: write key=value")
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))  # type: ignore[assignment]
+        except (ConfigKeyError, ConfigAttributeError) as error:
+            known = _known_keys(kind)
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            raise UsageError(f"unknown setting '{key}': the nearest valid one is '{near[0]}'") from error
+        except OmegaConfBaseException as error:
+            raise UsageError(f"setting '{key}': {str(error).splitlines()[0]}") from error
+    try:
+        return OmegaConf.to_object(merged)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _build(kind: type, node: DictConfig) -> Any:
+    """The dataclass tree of a merged node; unlike OmegaConf.to_object it lets MISSING stand where a stage does not need the value."""
+    values: dict[str, Any] = {}
+    for entry in dataclasses.fields(kind):
+        factory = entry.default_factory
+        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
+            values[entry.name] = _build(factory, node[entry.name])
+        elif OmegaConf.is_missing(node, entry.name):
+            values[entry.name] = MISSING
+        else:
+            value = node[entry.name]
+            values[entry.name] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    return kind(**values)
+
+
+def show(config: Config) -> str:
+    """The merged settings as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))

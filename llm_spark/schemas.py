@@ -1,0 +1,265 @@
+"""Every table: its columns, types and comments. Times are UTC.
+
+Names of columns are written out here once; transforms and pipelines refer to them by these names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyspark.sql import types as t
+
+TEXT = t.StringType()
+TEXTS = t.ArrayType(t.StringType())
+INTS = t.ArrayType(t.IntegerType())
+TIME = t.TimestampType()
+LONG = t.LongType()
+
+PADDING_TOKEN = 0
+UNKNOWN_TOKEN = 1
+FIRST_ITEM_TOKEN = 2
+
+SPLITS = ("train", "validation", "test")
+
+REJECTION_REASONS = (
+    "unparsable",
+    "missing_user",
+    "missing_item",
+    "missing_time",
+    "bad_time",
+    "time_out_of_range",
+    "future_time",
+    "filtered",
+    "unreadable_file",
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One Delta table: what a row is, its columns, how it is partitioned, and which stage writes it."""
+
+    name: str
+    comment: str
+    written_by: str
+    schema: t.StructType
+    partition_by: tuple[str, ...] = ()
+
+
+def _columns(*columns: tuple[str, t.DataType, str]) -> t.StructType:
+    return t.StructType([t.StructField(name, kind, True, {"comment": comment}) for name, kind, comment in columns])
+
+
+_RUN_ID = ("run_id", TEXT, "the run that wrote this row")
+_MODEL_ID = ("model_id", TEXT, "the model, a row of models")
+_USER_ID = ("user_id", TEXT, "who, as in the raw log")
+
+EVENTS = Table(
+    "events",
+    "One accepted event",
+    "ingest",
+    _columns(
+        ("event_id", TEXT, "hash of the event's identity: user, item, type, time, value, session key and attributes"),
+        _USER_ID,
+        ("item_id", TEXT, "what it was done to, as in the raw log after the configured expression"),
+        ("event_type", TEXT, "kind of event"),
+        ("event_time", TIME, "when it happened"),
+        ("value", t.DoubleType(), "a number that belongs to the event; null where there is none"),
+        ("session_key", TEXT, "session id given by the log; null where there is none"),
+        ("attributes", t.MapType(TEXT, TEXT), "further fields"),
+        ("event_date", t.DateType(), "UTC day of event_time"),
+        ("source_file", TEXT, "the raw file this event was first read from"),
+        ("ingested_at", TIME, "when the run that read it began"),
+        _RUN_ID,
+    ),
+    ("event_date",),
+)
+
+EVENTS_REJECTED = Table(
+    "events_rejected",
+    "One record that was not accepted",
+    "ingest",
+    _columns(
+        ("record_id", TEXT, "hash of the file, the raw record and its occurrence in that file"),
+        ("source_file", TEXT, "the raw file"),
+        ("raw", TEXT, "the record as it stood in the file; for columnar files its fields as JSON"),
+        ("reason", TEXT, "one of " + ", ".join(REJECTION_REASONS)),
+        ("detail", TEXT, "the offending value, or the filter that was not met"),
+        ("ingested_at", TIME, "when the run that read it began"),
+        _RUN_ID,
+    ),
+)
+
+INGESTED_FILES = Table(
+    "ingested_files",
+    "One raw file that was read: the ledger that keeps it from being read again",
+    "ingest",
+    _columns(
+        ("source_file", TEXT, "the raw file"),
+        ("num_bytes", LONG, "its size when read"),
+        ("modified_at", TIME, "its modification time when read"),
+        ("num_records", LONG, "records in it"),
+        ("num_accepted", LONG, "records that became rows of events"),
+        ("num_rejected", LONG, "records that went to events_rejected"),
+        ("num_duplicates", LONG, "records whose event was there already"),
+        ("ingested_at", TIME, "when the run that read it began"),
+        _RUN_ID,
+    ),
+)
+
+SESSIONS = Table(
+    "sessions",
+    "One session",
+    "sessionize",
+    _columns(
+        ("session_id", TEXT, "hash of the user and of the session key or the session's first event"),
+        _USER_ID,
+        ("user_bucket", t.IntegerType(), "hash of the user modulo the number of buckets"),
+        ("started_at", TIME, "time of its first event"),
+        ("ended_at", TIME, "time of its last event"),
+        ("num_events", t.IntegerType(), "events in it"),
+        ("item_ids", TEXTS, "items in time order; ties by event_id"),
+        ("event_types", TEXTS, "their event types"),
+        ("event_times", t.ArrayType(TIME), "their times"),
+        ("event_values", t.ArrayType(t.DoubleType()), "their values; null where there is none"),
+    ),
+    ("user_bucket",),
+)
+
+VOCABULARY = Table(
+    "vocabulary",
+    "One item the model knows; append-only, tokens are never reused. 0 is padding, 1 unknown",
+    "sequences",
+    _columns(
+        ("token", t.IntegerType(), "the item's number, from 2"),
+        ("item_id", TEXT, "the item"),
+        ("num_events", LONG, "its events in the training window when it was added"),
+        ("first_seen_at", TIME, "its first event in that window"),
+    ),
+)
+
+EVENT_TYPES = Table(
+    "event_types",
+    "One event type the model knows; append-only, as vocabulary",
+    "sequences",
+    _columns(
+        ("token", t.IntegerType(), "the event type's number, from 2"),
+        ("event_type", TEXT, "the event type"),
+        ("num_events", LONG, "its events in the training window when it was added"),
+        ("first_seen_at", TIME, "its first event in that window"),
+    ),
+)
+
+SEQUENCES = Table(
+    "sequences",
+    "One user's history up to max_tokens, ragged",
+    "sequences",
+    _columns(
+        ("sequence_id", TEXT, "hash of the user, the split and the row's place in the history"),
+        _USER_ID,
+        ("split", TEXT, "train, validation or test"),
+        ("tokens", INTS, "items, oldest first"),
+        ("event_types", INTS, "event types, token by token"),
+        ("values", t.ArrayType(t.FloatType()), "values, null where there is none"),
+        ("session_starts", INTS, "offsets in tokens at which a session begins; the first is 0"),
+        ("event_times", t.ArrayType(LONG), "epoch seconds, token by token"),
+        ("first_target", t.IntegerType(), "positions from here on are predicted; what stands before is context"),
+        ("started_at", TIME, "time of the first token"),
+    ),
+    ("split",),
+)
+
+MODELS = Table(
+    "models",
+    "One trained model",
+    "train",
+    _columns(
+        ("model_id", TEXT, "the model"),
+        ("created_at", TIME, "when training ended"),
+        ("config", TEXT, "model and training settings, JSON"),
+        ("table_versions", TEXT, "versions of the tables it was trained on, JSON"),
+        ("metrics", TEXT, "metrics at the end of training, JSON"),
+        ("artifact", TEXT, "folder of weights and manifest, from the root of the warehouse"),
+        ("alias", TEXT, "champion: the one that scores; archived: an earlier one"),
+        ("reason", TEXT, "why it has this alias"),
+    ),
+)
+
+TRAINING_METRICS = Table(
+    "training_metrics",
+    "One measurement during training",
+    "train",
+    _columns(
+        _MODEL_ID,
+        ("step", LONG, "optimizer steps done"),
+        ("name", TEXT, "what was measured"),
+        ("value", t.DoubleType(), "its value"),
+        ("at", TIME, "when"),
+    ),
+)
+
+EVALUATION = Table(
+    "evaluation",
+    "One metric of one model or baseline on the test split",
+    "evaluate",
+    _columns(
+        ("model_id", TEXT, "the model that the run evaluated"),
+        ("recommender", TEXT, "whose figure this is: model, or the name of a baseline"),
+        ("slice", TEXT, "all, first_in_session or within_session"),
+        ("name", TEXT, "accuracy, recall@k, mrr@k, ndcg@k"),
+        ("value", t.DoubleType(), "mean over the predicted positions"),
+        ("ci_low", t.DoubleType(), "lower end of the 95 % interval, positions of one user counted as dependent"),
+        ("ci_high", t.DoubleType(), "upper end"),
+        ("num_examples", LONG, "predicted positions"),
+        ("sequences_version", LONG, "version of the sequences table it was measured on"),
+    ),
+)
+
+PREDICTIONS = Table(
+    "predictions",
+    "One recommended next item of one user",
+    "score",
+    _columns(
+        ("as_of_date", t.DateType(), "events up to the end of this UTC day were used"),
+        _USER_ID,
+        ("rank", t.IntegerType(), "1 is the likeliest"),
+        ("item_id", TEXT, "the item, as in events"),
+        ("score", t.DoubleType(), "logit"),
+        ("probability", t.DoubleType(), "softmax over the whole vocabulary"),
+        _MODEL_ID,
+        ("scored_at", TIME, "when the run that wrote it began"),
+        _RUN_ID,
+    ),
+    ("as_of_date",),
+)
+
+RUNS = Table(
+    "runs",
+    "One run of a stage",
+    "every stage",
+    _columns(
+        _RUN_ID,
+        ("stage", TEXT, "the stage"),
+        ("started_at", TIME, "when it began"),
+        ("seconds", t.DoubleType(), "how long it took"),
+        ("outcome", TEXT, "done"),
+        ("account", TEXT, "rows in, out and rejected by reason, versions read and written, JSON"),
+    ),
+)
+
+TABLES = {
+    table.name: table
+    for table in (
+        EVENTS,
+        EVENTS_REJECTED,
+        INGESTED_FILES,
+        SESSIONS,
+        VOCABULARY,
+        EVENT_TYPES,
+        SEQUENCES,
+        MODELS,
+        TRAINING_METRICS,
+        EVALUATION,
+        PREDICTIONS,
+        RUNS,
+    )
+}

@@ -1,0 +1,23 @@
+"""Simulated raw logs whose best reachable recall is known exactly.
+
+`write_logs` writes messy raw logs drawn from a `Process`; `Oracle` is the Bayes-optimal next-item predictor of that
+process, the ceiling against which a trained model is read. Needs numpy and the standard library only.
+"""
+
+from llm_spark.simulation.config import Profile, SimulationConfig
+from llm_spark.simulation.oracle import Oracle, OracleResult
+from llm_spark.simulation.process import Events, History, Process
+from llm_spark.simulation.raw_logs import TROUBLES, LogsWritten, write_logs
+
+__all__ = [
+    "TROUBLES",
+    "Events",
+    "History",
+    "LogsWritten",
+    "Oracle",
+    "OracleResult",
+    "Process",
+    "Profile",
+    "SimulationConfig",
+    "write_logs",
+]

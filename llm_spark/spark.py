@@ -1,0 +1,196 @@
+"""The one SparkSession builder.
+
+Under `spark-submit` the submitted settings win and only what is missing is added. Started from Python, it runs on this machine, with Delta's
+JARs resolved once from Maven and then taken from the user's cache folder, since resolving them costs seconds at every start.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import pyspark
+from pyspark import SparkConf, SparkContext
+from pyspark.sql import SparkSession
+
+from llm_spark.config import SparkConfig
+from llm_spark.errors import UserError
+from llm_spark.logs import log
+
+JAVA_VERSIONS = (17, 21)
+_SPARK_MINOR = ".".join(pyspark.__version__.split(".")[:2])
+_DELTA_VERSION = metadata.version("delta-spark")
+DELTA_PACKAGE = f"io.delta:delta-spark_{_SPARK_MINOR}_2.13:{_DELTA_VERSION}"
+
+# What every session needs, whoever started it.
+_NEEDED = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+    "spark.sql.session.timeZone": "UTC",
+    # In a raw log a bad number is a missing value, not the end of the night.
+    "spark.sql.ansi.enabled": "false",
+    # Tables stay readable by every Delta reader (design: reader version 1, writer version 2).
+    "spark.databricks.delta.properties.defaults.minReaderVersion": "1",
+    "spark.databricks.delta.properties.defaults.minWriterVersion": "2",
+    "spark.databricks.delta.properties.defaults.enableDeletionVectors": "false",
+    # A table's log is small: 50 partitions to replay it, the default, costs seconds at each operation.
+    "spark.databricks.delta.snapshotPartitions": "2",
+}
+
+# What a session of our own on one machine needs besides.
+_OWN = {
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.driver.host": "127.0.0.1",
+}
+
+
+_SHOW_JARS = """
+from pyspark import SparkConf, SparkContext
+SparkContext._ensure_initialized()
+print("JARS=" + SparkConf().get("spark.jars"))
+"""
+
+
+def check_java() -> None:
+    """Raise a one-line UserError unless a Java that Spark runs on is installed."""
+    versions = " or ".join(str(version) for version in JAVA_VERSIONS)
+    remedy = f"install Java {JAVA_VERSIONS[0]} (for example `apt-get install openjdk-17-jre-headless`) or point JAVA_HOME at one"
+    home = os.environ.get("JAVA_HOME")
+    java = shutil.which("java", path=str(Path(home) / "bin")) if home else shutil.which("java")
+    if java is None:
+        raise UserError(
+            f"Spark needs Java {versions} and no `java` was found{f' under JAVA_HOME={home}' if home else ''}: {remedy}"
+        )
+    printed = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    found = re.search(r'version "(?:1\.)?(\d+)', printed)
+    if found is None or int(found[1]) not in JAVA_VERSIONS:
+        version = found[1] if found else "of an unknown version"
+        raise UserError(f"Spark needs Java {versions} and '{java}' is Java {version}: {remedy}")
+
+
+def _cache_folder() -> Path:
+    return Path.home() / ".cache" / "llm_spark" / f"jars-{pyspark.__version__}-{_DELTA_VERSION}"
+
+
+def delta_jars() -> list[str]:
+    """Paths of Delta's JARs in the user's cache folder; the first call on a machine resolves them from Maven.
+
+    Only Delta's own JARs are kept: the rest of what Ivy brings stands in Spark already, in the versions that Spark needs.
+    """
+    folder = _cache_folder()
+    if not folder.exists():
+        log.info("fetching Delta Lake's JARs from Maven, this once")
+        _keep(_resolve(), folder)
+    return sorted(str(jar) for jar in folder.glob("*.jar"))
+
+
+def _resolve() -> list[str]:
+    """Let spark-submit resolve DELTA_PACKAGE, since it honours the user's Ivy settings and proxies; its chatter is swallowed."""
+    submit = Path(pyspark.__file__).parent / "bin" / "spark-submit"
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "show_jars.py"
+        script.write_text(_SHOW_JARS)
+        command = [str(submit), "--master", "local[1]", "--packages", DELTA_PACKAGE, str(script)]
+        environment = dict(os.environ, PYSPARK_PYTHON=sys.executable, PYSPARK_DRIVER_PYTHON=sys.executable)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    found = re.search(r"^JARS=(.*)$", done.stdout, re.MULTILINE)
+    if done.returncode or found is None:
+        raise UserError(
+            f"{DELTA_PACKAGE} could not be fetched from Maven: check the network or set a mirror in Ivy's settings (spark.jars.ivySettings)"
+        )
+    return [jar.removeprefix("file://") for jar in found[1].split(",")]
+
+
+def _keep(jars: list[str], folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(dir=folder.parent))
+    for jar in jars:
+        if Path(jar).name.startswith(("io.delta_", "io.unitycatalog_")):
+            shutil.copy(jar, staged)
+    try:
+        staged.rename(folder)
+    except OSError:  # another process was first
+        shutil.rmtree(staged)
+
+
+def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    # `spark.conf.spark.sql.x=1` on the command line arrives as nested mappings.
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = str(value)
+    return flat
+
+
+def _local_cores(master: str) -> int:
+    threads = re.match(r"local\[(\d+|\*)", master)
+    return (os.cpu_count() or 1) if threads is None or threads[1] == "*" else int(threads[1])
+
+
+def _own_settings(config: SparkConfig) -> dict[str, str]:
+    settings = dict(_OWN)
+    settings["spark.master"] = config.master
+    settings["spark.driver.memory"] = config.driver_memory
+    # Workers take `python3` from PATH otherwise, which need not be the one that has these packages.
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    log_settings = Path(__file__).with_name("log4j2.properties").as_uri()
+    options = f"-Dlog4j2.configurationFile={log_settings} -XX:+UseSerialGC -XX:-UsePerfData {config.java_options}"
+    settings["spark.driver.extraJavaOptions"] = options.strip()
+    if config.master.startswith("local"):
+        settings["spark.sql.shuffle.partitions"] = str(2 * _local_cores(config.master))
+    jars = delta_jars()
+    settings["spark.driver.extraClassPath"] = ":".join(jars)
+    if not settings["spark.master"].startswith("local["):
+        settings["spark.jars"] = ",".join(jars)
+    return settings
+
+
+def session(config: SparkConfig, app_name: str = "llm_spark") -> SparkSession:
+    """Start or join the Spark session.
+
+    Raises UserError in one line for: no fit Java, a Spark that does not start, Delta's JARs missing from a submitted Spark.
+    """
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ or SparkContext._gateway is not None
+    settings = dict(_NEEDED)
+    if not submitted:
+        check_java()
+        settings |= _own_settings(config)
+    given = {key for key, _ in SparkConf(loadDefaults=submitted).getAll()}
+    if config.shuffle_partitions:
+        settings["spark.sql.shuffle.partitions"] = str(config.shuffle_partitions)
+    settings |= _flat(config.conf)
+    builder = SparkSession.builder.appName(app_name)
+    for key, value in settings.items():
+        if key not in given:
+            builder = builder.config(key, value)
+    try:
+        spark = builder.getOrCreate()
+    except Exception as error:
+        line = " ".join(str(error).split())[:300]
+        raise UserError(f"Spark did not start on {config.master}: {line}") from error
+    spark.sparkContext.setLogLevel("ERROR")
+    _require_delta(spark)
+    return spark
+
+
+def _require_delta(spark: SparkSession) -> None:
+    try:
+        jvm = spark._jvm
+        assert jvm is not None
+        jvm.java.lang.Thread.currentThread().getContextClassLoader().loadClass("io.delta.tables.DeltaTable")
+    except Exception as error:
+        remedy = "submit with --properties-file conf/spark-submit.conf"
+        raise UserError(
+            f"this Spark has no Delta Lake on its class path: {remedy}, or add --packages {DELTA_PACKAGE}"
+        ) from error

@@ -1,0 +1,103 @@
+"""Settings: merging, and each mistake's one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import MISSING
+
+from llm_spark import config
+from llm_spark.errors import UsageError
+from llm_spark.simulation import SimulationConfig
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def message(*overrides: str, path: Path | None = None, needs: tuple[str, ...] = ()) -> str:
+    with pytest.raises(UsageError) as refused:
+        config.load(path, list(overrides), needs)
+    assert "\n" not in str(refused.value)
+    assert refused.value.exit_code == 2
+    return str(refused.value)
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("train: {seed: 5, batch_rows: 8}\n")
+    loaded = config.load(file, ["train.seed=7"])
+    assert (loaded.train.seed, loaded.train.batch_rows, loaded.train.num_ranks) == (7, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("trian.seed=1", "train.seed"),
+        ("train.seeds=1", "train.seed"),
+        ("cell=lstm", "model.cell"),
+        ("ingest.colums.user=a", "ingest.columns.user"),
+    ],
+)
+def test_an_unknown_key_is_refused_naming_the_nearest_valid_one(override: str, nearest: str) -> None:
+    assert message(override).endswith(f"'{nearest}'")
+
+
+def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("train: {sede: 5}\n")
+    assert str(file) in message(path=file)
+    assert "train.seed" in message(path=file)
+
+
+def test_missing_settings_are_all_listed_at_once() -> None:
+    text = message(needs=("ingest",))
+    for key in ("ingest.paths", "ingest.format", "ingest.columns.user", "ingest.columns.item", "ingest.columns.time"):
+        assert key in text
+
+
+def test_settings_that_a_stage_does_not_need_may_be_missing() -> None:
+    assert config.load(None, [], ("train",)).ingest.paths == MISSING
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.cell=elman",
+        "train.num_epochs=0",
+        "train.seed=abc",
+        "sequences.burn_in_tokens=0",
+        "sequences.train_until=2025-01-01",
+        "nonsense",
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line(override: str) -> None:
+    assert override.split("=")[0] in message(override)
+
+
+def test_a_file_that_is_missing_or_no_yaml_is_refused(tmp_path: Path) -> None:
+    assert "no config file" in message(path=tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1\n")
+    assert "not valid YAML" in message(path=broken)
+    broken.write_text("- a\n- b\n")
+    assert "does not hold settings" in message(path=broken)
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.name)
+def test_every_shipped_file_is_valid_and_can_be_shown(file: Path) -> None:
+    assert "warehouse:" in config.show(config.load(file))
+
+
+def test_the_reference_configuration_is_the_textbook_model() -> None:
+    loaded = config.load(CONF / "reference.yaml")
+    model, train = loaded.model, loaded.train
+    assert (loaded.sequences.max_items, loaded.sequences.max_tokens) == (10_000, 100)
+    assert (model.embedding_size, model.cell, model.hidden_size, model.dense_size) == (300, "lstm", 512, 128)
+    assert (train.batch_rows, train.num_epochs) == (32, 10)
+
+
+def test_simulation_settings_are_refused_in_the_same_way() -> None:
+    assert config.from_overrides(SimulationConfig, ["num_users=5", "num_items=200"]).num_users == 5
+    for overrides in (["num_user=5"], ["num_users=0"], ["num_users=x"], ["num_users"]):
+        with pytest.raises(UsageError, match="num_user"):
+            config.from_overrides(SimulationConfig, overrides)
