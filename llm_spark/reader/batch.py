@@ -1,0 +1,138 @@
+"""What the reader delivers: batches of tensors that are views of one slab's memory.
+
+Legend: B rows of a batch, N values of all its rows, T the longest row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from .columns import Column, no_rows, values_of
+from .plan import IntArray
+from .schedule import Slab
+
+TextArray = npt.NDArray[np.object_]
+
+
+@dataclass(slots=True)
+class Ragged:
+    """Rows of differing length, end to end: row b is `values_N[offsets_B1[b]:offsets_B1[b + 1]]`.
+
+    The same layout as `torch.nested.nested_tensor_from_jagged(values, offsets)` takes.
+
+    Attributes:
+        values: [N], of the column's own type.
+        offsets: int64 [B + 1], begins with 0 and ends with N.
+    """
+
+    values: torch.Tensor
+    offsets: torch.Tensor
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """int64 [B]."""
+        return self.offsets.diff()
+
+    def padded(self, value: float = 0) -> torch.Tensor:
+        """[B, T] with `value` behind each row's end: for the last step before a kernel that needs a rectangle."""
+        lengths_B = self.lengths
+        longest = int(lengths_B.max()) if self.num_rows else 0
+        mask_BT = torch.arange(longest, device=lengths_B.device) < lengths_B[:, None]
+        padded_BT = self.values.new_full((self.num_rows, longest), value)
+        padded_BT[mask_BT] = self.values
+        return padded_BT
+
+    @property
+    def padding_share(self) -> float:
+        """The share of `padded()` that is padding; 0 where there is nothing."""
+        num_cells = self.num_rows * int(self.lengths.max()) if self.num_rows else 0
+        return 1.0 - len(self.values) / num_cells if num_cells else 0.0
+
+
+Tensors = Ragged | torch.Tensor | TextArray
+
+
+class Batch(Mapping[str, Tensors]):
+    """Columns of B rows by name: lists as `Ragged`, numbers and booleans as tensors [B], text as object arrays [B].
+
+    Dates and times are integers in the unit they are stored in. `num_rows` is 0 on a rank that ran out first.
+    """
+
+    __slots__ = ("_columns", "num_rows")
+
+    def __init__(self, num_rows: int, columns: dict[str, Tensors]) -> None:
+        self.num_rows, self._columns = num_rows, columns
+
+    def __getitem__(self, name: str) -> Tensors:
+        return self._columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def __repr__(self) -> str:
+        return f"Batch(num_rows={self.num_rows}, columns={list(self._columns)})"
+
+
+def batches_of(parts: Sequence[pa.RecordBatch], slab: Slab, columns: Sequence[Column]) -> list[Batch]:
+    """The batches of one slab, as views of its memory.
+
+    A slab of one part that needs no reordering is passed through without a copy.
+    """
+    split = [
+        _split([part.column(i) for part in parts], slab.order, slab.starts, column) for i, column in enumerate(columns)
+    ]
+    names = [column.name for column in columns]
+    return [
+        Batch(num_rows, dict(zip(names, of_batch, strict=True)))
+        for num_rows, *of_batch in zip(np.diff(slab.starts).tolist(), *split, strict=True)
+    ]
+
+
+def empty_batch(columns: Sequence[Column]) -> Batch:
+    """A batch without rows, for a rank that ran out before the others."""
+    slab = Slab(0, [0], None, np.zeros(2, dtype=np.int64))
+    return batches_of([no_rows(columns)], slab, columns)[0]
+
+
+def _split(arrays: list[pa.Array], order: IntArray | None, starts: IntArray, column: Column) -> Sequence[Tensors]:
+    array = arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays)
+    if order is not None:
+        array = array.take(pa.array(order))
+    if column.kind == "text":
+        return np.split(array.to_numpy(zero_copy_only=False).astype(object), starts[1:-1])
+    if column.kind == "scalar":
+        return _tensor_of(array).split(np.diff(starts).tolist())
+    values, offsets = values_of(array, column)
+    cuts = offsets[starts]
+    # Each batch has its own offsets, from 0 and one longer than its rows; made for all at once.
+    num_offsets = np.diff(starts) + 1
+    batch_of = np.repeat(np.arange(len(num_offsets)), num_offsets)
+    own_offsets = offsets[np.arange(len(batch_of)) - batch_of] - cuts[batch_of]
+    return [
+        Ragged(values_N, offsets_B1)
+        for values_N, offsets_B1 in zip(
+            _tensor_of(values).split(np.diff(cuts).tolist()),
+            torch.from_numpy(own_offsets).split(num_offsets.tolist()),
+            strict=True,
+        )
+    ]
+
+
+def _tensor_of(array: pa.Array) -> torch.Tensor:
+    if len(array) == 0 or pa.types.is_boolean(array.type):
+        return torch.from_numpy(array.to_numpy(zero_copy_only=False).copy())
+    # numpy would hand torch a read-only array, which it warns about; DLPack shares the same memory without a word.
+    return torch.from_dlpack(array)

@@ -1,0 +1,209 @@
+"""How columns of each type arrive, with nulls, empty lists, and files that differ."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from llm_spark.reader import Batch, ColumnError, Ragged, RaggedReader
+from llm_spark.reader.batch import batches_of
+from llm_spark.reader.columns import Column, conform, resolve_columns, values_of
+from llm_spark.reader.schedule import Slab
+
+
+def write(path: Path, **columns: pa.Array) -> str:
+    pq.write_table(pa.table(columns), path)
+    return str(path)
+
+
+def one_batch(files: list[str], column: str, **settings: Any) -> Batch:
+    [batch] = RaggedReader(files, [column], batch_rows=100, shuffle=False, **settings).epoch(0)
+    return batch
+
+
+def lists_of(ragged: Any) -> list[list[float]]:
+    assert isinstance(ragged, Ragged)
+    offsets = ragged.offsets.tolist()
+    return [ragged.values[a:b].tolist() for a, b in itertools.pairwise(offsets)]
+
+
+@pytest.mark.parametrize("make_list", [pa.list_, pa.large_list], ids=["list", "large_list"])
+@pytest.mark.parametrize(
+    ("value_type", "dtype"),
+    [
+        (pa.int8(), torch.int8),
+        (pa.int16(), torch.int16),
+        (pa.int32(), torch.int32),
+        (pa.int64(), torch.int64),
+        (pa.uint8(), torch.uint8),
+        (pa.float16(), torch.float16),
+        (pa.float32(), torch.float32),
+        (pa.float64(), torch.float64),
+    ],
+    ids=str,
+)
+def test_a_list_of_numbers_arrives_ragged_in_its_own_type(
+    tmp_path: Path, make_list: Any, value_type: pa.DataType, dtype: torch.dtype
+) -> None:
+    rows = [[1, 2], [], [3]]
+    as_stored = [[np.float16(v) for v in row] for row in rows] if pa.types.is_float16(value_type) else rows
+    file = write(tmp_path / "a.parquet", x=pa.array(as_stored, make_list(value_type)))
+    ragged = one_batch([file], "x")["x"]
+    assert lists_of(ragged) == rows
+    assert (ragged.values.dtype, ragged.offsets.dtype) == (dtype, torch.int64)
+
+
+def test_a_fixed_size_list_arrives_ragged_and_its_null_rows_are_empty(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.parquet", x=pa.array([[1, 2], None, [3, 4]], pa.list_(pa.int32(), 2)))
+    assert lists_of(one_batch([file], "x")["x"]) == [[1, 2], [], [3, 4]]
+
+
+def test_a_list_view_arrives_ragged_whatever_the_order_of_its_values() -> None:
+    views = pa.ListViewArray.from_arrays(
+        pa.array([3, 0, 0], pa.int32()), pa.array([1, 2, 0], pa.int32()), pa.array([1, 2, 3, 4], pa.int32())
+    )
+    [column] = resolve_columns(["x"], {"here": pa.schema([("x", views.type)])}, {})
+    values, offsets = values_of(conform(pa.table({"x": views}), [column], "here").column(0), column)
+    assert (values.to_pylist(), offsets.tolist()) == ([4, 1, 2], [0, 1, 3, 3])
+
+
+def test_a_null_list_is_empty_and_nulls_in_a_float_list_are_nan(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.parquet", x=pa.array([[1.5, None], None, [], [None]], pa.list_(pa.float32())))
+    rows = lists_of(one_batch([file], "x")["x"])
+    assert [[None if math.isnan(v) else v for v in row] for row in rows] == [[1.5, None], [], [], [None]]
+
+
+def test_a_null_in_an_integer_list_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.parquet", x=pa.array([[1, None]], pa.list_(pa.int32())))
+    with pytest.raises(
+        ColumnError, match=r"column 'x' has nulls .* row group 0 of .*a.parquet.*fill_values={'x': ...}"
+    ):
+        one_batch([file], "x")
+    assert lists_of(one_batch([file], "x", fill_values={"x": -1})["x"]) == [[1, -1]]
+
+
+def test_scalars_arrive_as_tensors_in_their_own_type(tmp_path: Path) -> None:
+    for values, arrow_type, dtype in [
+        ([1, -2], pa.int32(), torch.int32),
+        ([1.5, 2.5], pa.float64(), torch.float64),
+        ([True, False], pa.bool_(), torch.bool),
+    ]:
+        tensor = one_batch([write(tmp_path / "a.parquet", x=pa.array(values, arrow_type))], "x")["x"]
+        assert (tensor.tolist(), tensor.dtype) == (values, dtype)
+
+
+def test_a_null_float_is_nan_and_a_null_integer_takes_its_fill_value(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.parquet", f=pa.array([None, 2.0]), i=pa.array([None, 7]))
+    assert math.isnan(one_batch([file], "f")["f"][0])
+    assert one_batch([file], "i", fill_values={"i": 5})["i"].tolist() == [5, 7]
+    with pytest.raises(ColumnError, match="column 'i' has nulls"):
+        one_batch([file], "i")
+
+
+def test_times_arrive_as_integers_in_their_stored_unit(tmp_path: Path) -> None:
+    moment = dt.datetime(1970, 1, 1, 0, 0, 2)
+    file = write(
+        tmp_path / "a.parquet",
+        us=pa.array([moment], pa.timestamp("us", "UTC")),
+        ms=pa.array([moment], pa.timestamp("ms")),
+        day=pa.array([dt.date(1970, 1, 4)]),
+    )
+    assert [one_batch([file], name)[name].tolist() for name in ("us", "ms", "day")] == [[2_000_000], [2_000], [3]]
+
+
+@pytest.mark.parametrize(
+    "arrow_type", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str
+)
+def test_text_arrives_as_an_object_array_with_none_for_null(tmp_path: Path, arrow_type: pa.DataType) -> None:
+    file = write(tmp_path / "a.parquet", x=pa.array(["a", None, "b"], pa.string()).cast(arrow_type))
+    texts = one_batch([file], "x")["x"]
+    assert isinstance(texts, np.ndarray)
+    assert texts.dtype == object
+    assert texts.tolist() == ["a", None, "b"]
+
+
+def test_a_column_that_older_files_lack_is_null_there(tmp_path: Path) -> None:
+    old = write(tmp_path / "old.parquet", id=pa.array([0]))
+    new = write(
+        tmp_path / "new.parquet",
+        id=pa.array([1]),
+        ragged=pa.array([[4]], pa.list_(pa.int32())),
+        value=pa.array([2.0]),
+        name=pa.array(["b"]),
+        count=pa.array([3]),
+    )
+    files = [old, new]
+    assert lists_of(one_batch(files, "ragged")["ragged"]) == [[], [4]]
+    assert one_batch(files, "value")["value"].isnan().tolist() == [True, False]
+    assert one_batch(files, "name")["name"].tolist() == [None, "b"]
+    assert one_batch(files, "count", fill_values={"count": 0})["count"].tolist() == [0, 3]
+
+
+def test_numbers_are_widened_where_files_differ(tmp_path: Path) -> None:
+    narrow = write(tmp_path / "a.parquet", x=pa.array([[1]], pa.list_(pa.int32())), y=pa.array([1], pa.int32()))
+    wide = write(tmp_path / "b.parquet", x=pa.array([[1 << 40]], pa.large_list(pa.int64())), y=pa.array([0.5]))
+    assert lists_of(one_batch([narrow, wide], "x")["x"]) == [[1], [1 << 40]]
+    assert one_batch([narrow, wide], "y")["y"].tolist() == [1.0, 0.5]
+
+
+def test_files_whose_types_do_not_go_together_are_both_named(tmp_path: Path) -> None:
+    files = [write(tmp_path / "a.parquet", x=pa.array([1])), write(tmp_path / "b.parquet", x=pa.array(["one"]))]
+    with pytest.raises(ColumnError, match=r"'x' is int64 in .*a.parquet but string in .*b.parquet: rewrite"):
+        one_batch(files, "x")
+
+
+@pytest.mark.parametrize(
+    ("array", "shown"),
+    [
+        (pa.array([{"a": 1}]), "struct<a: int64>"),
+        (pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())), "map<string, int64"),
+        (pa.array([["text"]]), "list<"),
+        (pa.array([[[1]]]), "list<"),
+    ],
+    ids=["struct", "map", "list of text", "list of lists"],
+)
+def test_a_type_that_no_tensor_holds_is_refused_by_name(tmp_path: Path, array: pa.Array, shown: str) -> None:
+    with pytest.raises(ColumnError, match=f"column 'x' is {shown}"):
+        one_batch([write(tmp_path / "a.parquet", x=array)], "x")
+
+
+def test_a_missing_column_is_refused_with_those_present(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.parquet", tokens=pa.array([1]), label=pa.array([1]))
+    with pytest.raises(ColumnError, match=r"no column 'token' in the files: those present are \['label', 'tokens'\]"):
+        one_batch([file], "token")
+
+
+def test_an_unshuffled_list_column_shares_the_memory_that_arrow_read() -> None:
+    table = pa.table({"x": pa.array([[1, 2], [3], [4]], pa.list_(pa.int32()))})
+    columns = [Column("x", "ragged", pa.list_(pa.int32()), None)]
+    rows = conform(table, columns, "here").slice(1)
+    [batch] = batches_of([rows], Slab(0, [0], None, np.array([0, 2])), columns)
+    address_of_3 = table["x"].chunk(0).values.buffers()[1].address + 2 * 4
+    assert batch["x"].values.data_ptr() == address_of_3
+    assert lists_of(batch["x"]) == [[3], [4]]
+
+
+def test_padding_puts_the_value_behind_each_row() -> None:
+    ragged = Ragged(torch.tensor([5, 6, 7]), torch.tensor([0, 2, 2, 3]))
+    assert ragged.padded(9).tolist() == [[5, 6], [9, 9], [7, 9]]
+    assert ragged.padding_share == 0.5
+    assert ragged.lengths.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("pool", ["thread", "process"])
+def test_a_column_of_nothing_but_empty_lists_is_delivered_empty(tmp_path: Path, pool: Any) -> None:
+    lists = pa.array([[], None, []] * 4, pa.list_(pa.float32()))
+    pq.write_table(pa.table({"x": lists}), tmp_path / "a.parquet", row_group_size=5)
+    [batch] = RaggedReader([tmp_path / "a.parquet"], ["x"], batch_rows=12, pool=pool).epoch(0)
+    assert lists_of(batch["x"]) == [[]] * 12
+    assert batch["x"].values.dtype == torch.float32
+    assert batch["x"].padded().shape == (12, 0)

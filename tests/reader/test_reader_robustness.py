@@ -1,0 +1,216 @@
+"""What may go wrong while reading: failing storage, dying workers, an abandoned or interrupted epoch, a pool that lies."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from llm_spark.reader import RaggedReader, ReaderError, ReadError, compat, files
+from tests.reader.tables import ragged_rows, rows_of, write_files
+
+NUM_ROWS = 400
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return write_files(tmp_path_factory.mktemp("table"), ragged_rows(NUM_ROWS), 2, 10)
+
+
+class FlakyFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
+    """Local files behind a URL of their own: the next `num_failures` opens fail, and all wait for the gate."""
+
+    protocol = "flaky"
+    cachable = False
+    num_failures = 0
+    num_opens = 0
+    gate: threading.Event | None = None
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return path.removeprefix("flaky://")
+
+    def open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        cls = FlakyFileSystem
+        cls.num_opens += 1
+        if cls.gate is not None:
+            cls.gate.wait()
+        if cls.num_failures:
+            cls.num_failures -= 1
+            raise OSError("connection reset")
+        return open(path, mode)
+
+
+@pytest.fixture
+def flaky(table: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
+    monkeypatch.setattr(files, "_FIRST_BACKOFF_SECONDS", 0.001)
+    FlakyFileSystem.num_failures = FlakyFileSystem.num_opens = 0
+    FlakyFileSystem.gate = None
+    yield [f"flaky://{path}" for path in table]
+    if FlakyFileSystem.gate is not None:
+        FlakyFileSystem.gate.set()
+    for thread in worker_threads():
+        thread.join()
+
+
+def num_rows_of(batches: Iterator[Any]) -> int:
+    return sum(batch.num_rows for batch in batches)
+
+
+def worker_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if type(thread).__name__ == "WorkerThread"]
+
+
+def test_files_behind_an_fsspec_url_are_read(table: list[str]) -> None:
+    memory = MemoryFileSystem()
+    for path in table:
+        memory.pipe(f"/reader-test/{Path(path).name}", Path(path).read_bytes())
+    urls = [f"memory://reader-test/{Path(path).name}" for path in table]
+    reader = RaggedReader(urls, ["id", "tokens", "name"], batch_rows=9)
+    rows = [row for batch in reader.epoch(0) for row in rows_of(batch)]
+    memory.rm("/reader-test", recursive=True)
+    assert sorted(rows, key=lambda row: row["id"]) == ragged_rows(NUM_ROWS)
+
+
+def test_a_file_url_is_a_local_file(table: list[str]) -> None:
+    assert RaggedReader([f"file://{path}" for path in table], ["id"], batch_rows=9).num_rows == NUM_ROWS
+
+
+def test_a_failing_read_is_tried_again_and_nothing_is_lost(flaky: list[str]) -> None:
+    reader = RaggedReader(flaky, ["id"], batch_rows=9, num_attempts=4)
+    FlakyFileSystem.num_failures = 3
+    ids = [i for batch in reader.epoch(0) for i in batch["id"].tolist()]
+    assert sorted(ids) == list(range(NUM_ROWS))
+    assert FlakyFileSystem.num_failures == 0
+
+
+def test_a_read_that_goes_on_failing_is_reported_with_file_row_group_and_attempts(flaky: list[str]) -> None:
+    reader = RaggedReader(flaky, ["id"], batch_rows=9, num_attempts=3)
+    FlakyFileSystem.num_failures = 10**6
+    with pytest.raises(
+        ReadError, match=r"row group \d+ of flaky://.*: failed 3 times, last with OSError: conn.* reset"
+    ):
+        list(reader.epoch(0))
+    with pytest.raises(ReadError, match=r"the footer of flaky://.*: failed 2 times"):
+        RaggedReader(flaky, ["id"], batch_rows=9, num_attempts=2)
+
+
+def test_storage_that_hangs_is_given_up_after_the_stall_limit(flaky: list[str]) -> None:
+    reader = RaggedReader(flaky, ["id"], batch_rows=9, stall_seconds=0.05)
+    FlakyFileSystem.gate = threading.Event()
+    with pytest.raises(ReadError, match=r"nothing came for 0.05 s; the next is row group \d+ of flaky://"):
+        list(reader.epoch(0))
+
+
+@pytest.mark.parametrize("num_batches", [0, 1, 5])
+def test_a_reader_dropped_in_mid_epoch_leaves_no_thread_and_no_open_file(table: list[str], num_batches: int) -> None:
+    before = len(psutil.Process().open_files())
+    epoch = RaggedReader(table, ["id"], batch_rows=9, num_workers=4).epoch(0)
+    for _ in range(num_batches):
+        next(epoch)
+    assert len(worker_threads()) == 4
+    del epoch
+    assert worker_threads() == []
+    assert len(psutil.Process().open_files()) == before
+
+
+def test_leaving_the_loop_ends_the_workers(table: list[str]) -> None:
+    for _batch in RaggedReader(table, ["id"], batch_rows=9).epoch(0):
+        break
+    assert worker_threads() == []
+
+
+def test_an_error_in_the_caller_ends_the_workers_of_a_with_block(table: list[str]) -> None:
+    def train() -> None:
+        with RaggedReader(table, ["id"], batch_rows=9).epoch(0) as epoch:
+            next(epoch)
+            raise RuntimeError("loss is nan")
+
+    with pytest.raises(RuntimeError, match="loss is nan"):
+        train()
+    assert worker_threads() == []
+
+
+def test_any_exception_in_a_worker_reaches_the_caller_with_file_and_row_group(
+    table: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise SystemExit("worker gone")
+
+    monkeypatch.setattr("llm_spark.reader.worker.conform", fail)
+    with pytest.raises(ReadError, match=r"row group \d+ of .*part-\d.parquet: SystemExit: worker gone"):
+        list(RaggedReader(table, ["id"], batch_rows=9).epoch(0))
+    assert worker_threads() == []
+
+
+def test_a_pool_that_reports_its_end_too_early_is_an_error_and_never_a_short_epoch(
+    table: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get_results = compat.ThreadPool.get_results
+    num_results = 0
+
+    def end_early(pool: Any) -> Any:
+        nonlocal num_results
+        num_results += 1
+        if num_results == 7:
+            raise compat.EmptyResultError
+        return get_results(pool)
+
+    monkeypatch.setattr(compat.ThreadPool, "get_results", end_early)
+    with pytest.raises(ReaderError, match=r"reports its end while .* row groups are outstanding"):
+        list(RaggedReader(table, ["id"], batch_rows=9).epoch(0))
+
+
+def test_rows_held_stay_within_workers_times_row_group_plus_buffer(tmp_path: Path) -> None:
+    files_ = write_files(tmp_path, ragged_rows(2000), 2, 50)
+    for num_workers, buffer_rows in [(1, 100), (4, 100), (2, 500)]:
+        epoch = RaggedReader(files_, ["id"], batch_rows=10, num_workers=num_workers, buffer_rows=buffer_rows).epoch(0)
+        held = []
+        for _ in epoch:
+            held.append(epoch._delivery._num_rows_held)
+        # A block's first and last row group may reach beyond it; with one worker that is one row group more.
+        assert max(held) <= buffer_rows + max(2, num_workers) * 50
+
+
+def test_memory_is_bounded_by_workers_times_row_group_plus_buffer(tmp_path: Path) -> None:
+    num_groups, rows_in_group, row_length = 60, 500, 200
+    values = pa.array(range(rows_in_group * row_length), pa.int64())
+    lists = pa.FixedSizeListArray.from_arrays(values, row_length).cast(pa.list_(pa.int64()))
+    table = pa.table({"x": pa.chunked_array([lists] * num_groups)})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=rows_in_group)
+    del table, lists, values
+    group_bytes = rows_in_group * row_length * 8
+    before, most = pa.total_allocated_bytes(), 0
+    reader = RaggedReader([tmp_path / "a.parquet"], ["x"], batch_rows=50, num_workers=2, buffer_rows=4 * rows_in_group)
+    for batch in reader.epoch(0):
+        most = max(most, pa.total_allocated_bytes() - before)
+        assert batch.num_rows
+    # Two workers and a buffer of four groups; a worker holds what it read beside what it took of it, and the slab
+    # that is being delivered stands beside its parts: at most twice the bound, of a table ten times as large.
+    assert most <= 2 * (2 + 4) * group_bytes
+    assert most >= 4 * group_bytes
+
+
+def test_two_epochs_of_one_reader_may_run_at_once(table: list[str]) -> None:
+    reader = RaggedReader(table, ["id"], batch_rows=9)
+    pairs = list(zip(reader.epoch(0), reader.epoch(0), strict=True))
+    assert all(a["id"].tolist() == b["id"].tolist() for a, b in pairs)
+
+
+def test_a_wide_row_group_is_read_once_for_all_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": range(1000)}), path, row_group_size=1000)
+    reads = []
+    read = files.Files.read
+    monkeypatch.setattr(files.Files, "read", lambda self, *args: (reads.append(args[:2]), read(self, *args))[1])
+    assert num_rows_of(RaggedReader([path], ["id"], batch_rows=9, buffer_rows=64).epoch(0)) == 1000
+    assert reads == [(0, 0)]
