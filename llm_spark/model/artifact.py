@@ -1,0 +1,153 @@
+"""The folder that a trained model is kept in: safetensors, JSON, and a manifest with checksums written last.
+
+    weights.safetensors   all parameters and buffers
+    config.json           what is needed to build the network, and the settings it was trained with
+    tables.json           the vocabulary and table versions it was trained on
+    manifest.json         size and sha256 of each of the others
+
+A folder without a valid manifest does not exist for readers. Any file system that fsspec reaches; no pickle is ever
+read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import safetensors.torch
+
+from llm_spark.config import ModelConfig
+from llm_spark.errors import UserError
+from llm_spark.model.network import NextEventModel
+
+FORMAT_VERSION = 1
+WEIGHTS, CONFIG, TABLES, MANIFEST = "weights.safetensors", "config.json", "tables.json", "manifest.json"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model as its artifact holds it, in evaluation mode, on the CPU."""
+
+    model: NextEventModel
+    config: dict[str, Any]
+    tables: dict[str, Any]
+    path: str
+    manifest_sha256: str
+    """Identifies the artifact's whole content."""
+
+
+def locate(path: str) -> tuple[Any, str]:
+    """The fsspec file system of a path or URL, and the path in it. Raises UserError where none is installed for it."""
+    try:
+        return fsspec.core.url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"cannot reach '{path}': {' '.join(str(error).split())}") from error
+
+
+def write_file(path: str, content: bytes) -> None:
+    """Write a file whole or not at all: beside, then renamed; on a local disk flushed before."""
+    filesystem, name = locate(path)
+    parent = name.rsplit("/", 1)[0]
+    filesystem.makedirs(parent, exist_ok=True)
+    if "file" not in filesystem.protocol:
+        beside = f"{name}.writing"
+        filesystem.pipe_file(beside, content)
+        if filesystem.exists(name):  # HDFS renames onto no file
+            filesystem.rm_file(name)
+        filesystem.mv(beside, name)
+        return
+    beside = f"{name}.writing.{os.getpid()}"
+    with open(beside, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(beside).replace(name)
+
+
+def read_file(path: str) -> bytes | None:
+    """The file's bytes, or None when there is no such file."""
+    filesystem, name = locate(path)
+    try:
+        content: bytes = filesystem.cat_file(name)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return content
+
+
+def save_content(
+    path: str, model: NextEventModel, settings: dict[str, Any], tables: dict[str, Any]
+) -> dict[str, dict[str, int | str]]:
+    """Write everything but the manifest; returns what `save_manifest` wants. `settings` is kept in config.json as it is."""
+    config = {
+        "format_version": FORMAT_VERSION,
+        "model": dataclasses.asdict(model.config),
+        "num_tokens": model.num_tokens,
+        "num_event_types": model.num_event_types,
+        **settings,
+    }
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    contents = {WEIGHTS: safetensors.torch.save(state), CONFIG: _json(config), TABLES: _json(tables)}
+    for name, content in contents.items():
+        write_file(f"{path}/{name}", content)
+    return {name: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for name, c in contents.items()}
+
+
+def save_manifest(path: str, files: dict[str, dict[str, int | str]]) -> None:
+    """Make the folder an artifact: from here on it exists for readers."""
+    write_file(f"{path}/{MANIFEST}", _json({"format_version": FORMAT_VERSION, "files": files}))
+
+
+def read_manifest(path: str) -> tuple[dict[str, Any], str]:
+    """The manifest and its own sha256. Raises UserError when there is none, or one that this version cannot read."""
+    content = read_file(f"{path}/{MANIFEST}")
+    if content is None:
+        raise UserError(
+            f"no model at '{path}': the folder has no {MANIFEST}; run the train stage, or name another model"
+        )
+    try:
+        manifest = json.loads(content)
+        files, version = manifest["files"], manifest["format_version"]
+        complete = {WEIGHTS, CONFIG, TABLES} <= set(files) and all({"size", "sha256"} <= set(f) for f in files.values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        complete, version = False, None
+    if not complete:
+        raise UserError(
+            f"the model at '{path}' has a damaged {MANIFEST}: train it again, or restore the folder from a backup"
+        )
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"the model at '{path}' has format {version}, this version reads {FORMAT_VERSION}: train it again"
+        )
+    return manifest, hashlib.sha256(content).hexdigest()
+
+
+def load_artifact(path: str) -> LoadedModel:
+    """Read and check an artifact.
+
+    Raises UserError in one line when there is no manifest, or a file is missing or is not what was written.
+    """
+    manifest, manifest_sha256 = read_manifest(path)
+    contents = {}
+    for name, expected in manifest["files"].items():
+        content = read_file(f"{path}/{name}")
+        if content is None or hashlib.sha256(content).hexdigest() != expected["sha256"]:
+            found = "is missing" if content is None else "is not the file that was written (its sha256 differs)"
+            raise UserError(
+                f"the model at '{path}' is damaged: {name} {found}; train it again, or restore it from a backup"
+            )
+        contents[name] = content
+    config = json.loads(contents[CONFIG])
+    model = NextEventModel(ModelConfig(**config["model"]), config["num_tokens"], config["num_event_types"])
+    model.load_state_dict(safetensors.torch.load(contents[WEIGHTS]))
+    model.eval().requires_grad_(False)
+    return LoadedModel(model, config, json.loads(contents[TABLES]), path, manifest_sha256)
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()

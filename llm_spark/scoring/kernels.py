@@ -1,0 +1,156 @@
+"""The two kernels: the rank of every target, and every user's top items.
+
+Each takes and gives an iterator of Arrow record batches, as Spark's `mapInArrow` wants:
+
+    sequences.mapInArrow(functools.partial(target_ranks, artifact_path=path, batch_rows=256), TARGET_RANKS_DDL)
+
+A worker process loads a model once. Memory is bounded by `batch_rows`, never by the number of users. What a row
+gets does not depend on the rows beside it, up to the rounding of float32.
+
+Shape suffixes: B rows, P targets, K list length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from llm_spark.errors import UserError
+from llm_spark.model.artifact import LoadedModel, load_artifact, read_manifest
+from llm_spark.model.history import HistoryBatch
+from llm_spark.model.ranking import rank_targets, top_items
+from llm_spark.scoring.histories import history_batch, like_shaped_slices
+
+TARGET_RANKS_DDL = (
+    "sequence_id string, user_id string, position int, session_position int, token int, rank int, log_prob float"
+)
+RECOMMEND_DDL = "user_id string, rank int, token int, score float, probability float"
+
+_TARGET_RANKS_SCHEMA = pa.schema(
+    [
+        ("sequence_id", pa.string()),
+        ("user_id", pa.string()),
+        ("position", pa.int32()),
+        ("session_position", pa.int32()),
+        ("token", pa.int32()),
+        ("rank", pa.int32()),
+        ("log_prob", pa.float32()),
+    ]
+)
+_RECOMMEND_SCHEMA = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("rank", pa.int32()),
+        ("token", pa.int32()),
+        ("score", pa.float32()),
+        ("probability", pa.float32()),
+    ]
+)
+
+_loaded: dict[str, LoadedModel] = {}
+
+
+def target_ranks(batches: Iterator[pa.RecordBatch], artifact_path: str, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    """One row for each target of the sequences: its rank among all items and its log probability.
+
+    In: sequence_id, user_id, tokens, event_types, values, session_starts, event_times, first_target. Out
+    (TARGET_RANKS_DDL): `position` in the row, `session_position` in its session (0: a session's first item,
+    predicted from the memory); where the target token is unknown (1) to the vocabulary or the model, rank and
+    log_prob are null.
+    """
+    model = _model(artifact_path).model
+    for batch in batches:
+        for rows in like_shaped_slices(batch, batch_rows):
+            histories = history_batch(rows)
+            with torch.inference_mode():
+                contexts_PD, targets_P = model.forward_states(histories)
+                ranks_P, log_probabilities_P = rank_targets(contexts_PD, targets_P, model.head.weight, model.head.bias)
+            row_P, position_P, session_position_P = _target_places(histories)
+            tokens_P = histories.tokens_N.numpy()[histories.row_offsets.numpy()[row_P] + position_P]
+            unknown_P = ranks_P.numpy() == 0
+            yield pa.RecordBatch.from_arrays(
+                [
+                    rows.column("sequence_id").take(pa.array(row_P)),
+                    rows.column("user_id").take(pa.array(row_P)),
+                    pa.array(position_P, pa.int32()),
+                    pa.array(session_position_P, pa.int32()),
+                    pa.array(tokens_P, pa.int32()),
+                    pa.array(ranks_P.numpy(), pa.int32(), mask=unknown_P),
+                    pa.array(log_probabilities_P.numpy(), pa.float32(), mask=unknown_P),
+                ],
+                schema=_TARGET_RANKS_SCHEMA,
+            )
+
+
+def recommend(
+    batches: Iterator[pa.RecordBatch], artifact_path: str, k: int, batch_rows: int, exclude_seen: bool
+) -> Iterator[pa.RecordBatch]:
+    """Each user's k most probable next items, best first; fewer where fewer items are left.
+
+    In: user_id, tokens, event_types, values, session_starts, event_times, one row a user; and, where given, a
+    boolean `session_open`. Where that is false the user's last session has ended, and what is predicted is the
+    first item of the next visit, from the long-term memory; where true, or not given, the next item of the current
+    session. Out (RECOMMEND_DDL): `score` is the logit, `probability` the softmax over all items. With
+    `exclude_seen`, items of the row's history are left out of the list, and the probabilities of the others stay as
+    they are.
+    """
+    model = _model(artifact_path).model
+    for batch in batches:
+        for rows in like_shaped_slices(batch, batch_rows):
+            histories = history_batch(rows)
+            starts_session_B = None
+            if "session_open" in rows.schema.names:
+                starts_session_B = ~torch.from_numpy(
+                    rows.column("session_open").fill_null(True).to_numpy(zero_copy_only=False).astype(bool)
+                )
+            row_of_token_N = torch.repeat_interleave(torch.arange(rows.num_rows), histories.row_offsets.diff())
+            with torch.inference_mode():
+                contexts_BD = model.next_step(histories, starts_session_B)
+                tokens_BK, scores_BK, probabilities_BK = top_items(
+                    contexts_BD,
+                    k,
+                    model.head.weight,
+                    model.head.bias,
+                    (row_of_token_N, histories.tokens_N) if exclude_seen else None,
+                )
+            listed = torch.isfinite(scores_BK).numpy()
+            row_of_item, place = listed.nonzero()
+            yield pa.RecordBatch.from_arrays(
+                [
+                    rows.column("user_id").take(pa.array(row_of_item)),
+                    pa.array(place + 1, pa.int32()),
+                    pa.array(tokens_BK.numpy()[listed], pa.int32()),
+                    pa.array(scores_BK.numpy()[listed], pa.float32()),
+                    pa.array(probabilities_BK.numpy()[listed], pa.float32()),
+                ],
+                schema=_RECOMMEND_SCHEMA,
+            )
+
+
+def _target_places(histories: HistoryBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, position in the row and position in the session of every target [P], in the rows' order."""
+    num_tokens_B = histories.row_offsets.diff().numpy()
+    index_N = np.arange(histories.num_tokens)
+    row_N = np.repeat(np.arange(histories.num_rows), num_tokens_B)
+    position_N = index_N - histories.row_offsets.numpy()[row_N]
+    session_begin_N = np.repeat(histories.session_offsets[:-1].numpy(), histories.session_offsets.diff().numpy())
+    targets = position_N >= histories.first_target_B.numpy()[row_N]
+    return row_N[targets], position_N[targets], (index_N - session_begin_N)[targets]
+
+
+def _model(artifact_path: str) -> LoadedModel:
+    """The model at this path, loaded once a process for as long as its manifest stays the same."""
+    _, manifest_sha256 = read_manifest(artifact_path)
+    known = _loaded.get(artifact_path)
+    if known is None or known.manifest_sha256 != manifest_sha256:
+        # Spark runs one worker a core: more threads in each would only wait for one another.
+        torch.set_num_threads(1)
+        known = load_artifact(artifact_path)
+        if known.manifest_sha256 != manifest_sha256:
+            raise UserError(f"the model at '{artifact_path}' was replaced while it was read: run the stage again")
+        _loaded.clear()
+        _loaded[artifact_path] = known
+    return known

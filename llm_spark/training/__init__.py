@@ -1,0 +1,1 @@
+"""The training loop, its ranks, and their launch over Spark's TorchDistributor."""

@@ -1,0 +1,79 @@
+"""What a training run is given and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from llm_spark.config import ModelConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training has come."""
+
+    step: int
+    num_steps: int
+    epoch: int
+    tokens_per_second: float
+    """Over all ranks."""
+    loss: float
+    """Mean over the targets of the last step."""
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measurement, for the table training_metrics."""
+
+    step: int
+    name: str
+    value: float
+    at: float
+    """Epoch seconds."""
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One model to train."""
+
+    model_config: ModelConfig
+    train_config: TrainConfig
+    train_files: list[str]
+    """Parquet data files of the training split: exactly the snapshot's."""
+    validation_files: list[str]
+    """Of the validation split; where empty there is no early stopping, and the last weights are kept."""
+    num_tokens: int
+    """Rows of the embedding: the highest token of the vocabulary, plus one."""
+    num_event_types: int
+    """The same for the event types."""
+    artifact_path: str
+    """Folder of this model alone, that does not hold a model yet."""
+    work_dir: str
+    """Folder that the driver and all ranks see; this run's records live in a sub-folder, which is removed after success."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Vocabulary and table versions, kept in the artifact."""
+    on_progress: Callable[[Progress], None] | None = None
+    """Called on the driver whenever there is news, a few times a second at most."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A model that every rank has finished."""
+
+    artifact_path: str
+    metrics: list[Metric]
+    num_steps: int
+    num_tokens: int
+    """Events that passed through the network, over all epochs and ranks."""
+    num_parameters: int
+    num_ranks: int
+    final_loss: float
+    """Mean over the targets of the last epoch."""
+    best_step: int
+    """The step whose weights are kept."""
+    best_recall: float | None
+    """Their validation recall@20; None without validation targets."""
+    seconds: float
+    model_summary: str

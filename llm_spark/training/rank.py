@@ -1,0 +1,114 @@
+"""What runs in each training process."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llm_spark.errors import UserError
+from llm_spark.model.artifact import save_content
+from llm_spark.model.network import NextEventModel, summary
+from llm_spark.reader import ReaderError
+from llm_spark.training.batches import ReaderSource, measure
+from llm_spark.training.distributed import PeerLostError, Ranks, join_ranks
+from llm_spark.training.job import Progress, TrainingJob
+from llm_spark.training.loop import Trainer
+from llm_spark.training.records import FAILED, FINISHED, ProgressWriter, RankRecord, RunFolder
+from llm_spark.training.watchdog import Watchdog
+
+SMALLEST_PARALLEL_HIDDEN_SIZE = 256
+"""A smaller recurrent step is over in well under a millisecond. Two threads then mostly wait for each other: on two
+cores that other processes used too, a run of 51 seconds with one thread took 588 with two.
+"""
+
+OnStep = Callable[[Progress | None], None]
+RankFunction = Callable[[Any, Ranks, OnStep], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class RankSettings:
+    """How a rank is to run, whatever it computes."""
+
+    run_folder: str
+    device: str
+    timeout_seconds: float
+    num_threads: int
+
+
+def run_rank(function: RankFunction, argument: Any, settings: RankSettings) -> None:
+    """Run `function(argument, ranks, on_step)` as one of torchrun's processes and write the records of how it went.
+
+    Spark tries a failed barrier stage again; a rank that finds its own record from before does nothing, so that the
+    failure stands.
+    """
+    rank = int(os.environ["RANK"])
+    folder = RunFolder(settings.run_folder)
+    if folder.read_start(rank) is not None:
+        return
+    folder.write_start(rank)
+    watchdog = Watchdog(
+        settings.timeout_seconds,
+        lambda status, error, waiting: folder.write_end(RankRecord(rank, status, error, was_waiting=waiting)),
+    )
+    torch.set_num_threads(settings.num_threads)
+    write_progress = ProgressWriter(folder) if rank == 0 else lambda progress: None
+
+    def on_step(progress: Progress | None) -> None:
+        watchdog.beat(f"at step {progress.step + 1}" if progress is not None else "validating")
+        write_progress(progress)
+
+    try:
+        with join_ranks(settings.device, settings.timeout_seconds, watchdog.waiting) as ranks:
+            watchdog.beat("preparing")
+            result = function(argument, ranks, on_step)
+        record = RankRecord(rank, FINISHED, result=result)
+    except BaseException as error:
+        traceback.print_exc()
+        # An error's text may run over many lines; the first says what it is.
+        text = next(iter(str(error).splitlines()), "")
+        by_user = isinstance(error, UserError | ReaderError)
+        line = text if by_user or isinstance(error, PeerLostError) else f"{type(error).__name__}: {text}"
+        record = RankRecord(rank, FAILED, line, is_user_error=by_user, was_waiting=isinstance(error, PeerLostError))
+    if watchdog.release():
+        folder.write_end(record)
+    if record.status == FAILED:
+        # Not sys.exit: the process group's threads may keep a broken process alive.
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def train_rank(job: TrainingJob, ranks: Ranks, on_step: OnStep) -> dict[str, Any]:
+    """Train this rank's share of `job`; rank 0 saves the model, all but its manifest. The result is JSON."""
+    config = job.train_config
+    if job.model_config.hidden_size < SMALLEST_PARALLEL_HIDDEN_SIZE:
+        torch.set_num_threads(1)
+    source = ReaderSource(job, ranks)
+    statistics = measure(source.statistics_pass(), job.num_tokens, ranks)
+    on_step(None)
+    torch.manual_seed(config.seed)
+    model = NextEventModel(
+        job.model_config, job.num_tokens, job.num_event_types, statistics.value_mean, statistics.value_std
+    ).to(ranks.device)
+    model.begin_at_popularity(statistics.target_counts_V)
+    # All ranks begin with the same weights; what each drops out is its own.
+    torch.manual_seed(config.seed + ranks.rank)
+    fitted = Trainer(model, config, source, ranks, statistics.target_counts_V, on_step).fit()
+    result: dict[str, Any] = {"num_steps": fitted.num_steps, "final_loss": fitted.final_loss}
+    if ranks.rank == 0:
+        result |= {
+            "files": save_content(job.artifact_path, model, {"train": dataclasses.asdict(config)}, job.provenance),
+            "num_tokens": fitted.num_tokens,
+            "num_parameters": sum(p.numel() for p in model.parameters()),
+            "best_step": fitted.best_step,
+            "best_recall": fitted.best_recall,
+            "metrics": [dataclasses.asdict(metric) for metric in fitted.metrics],
+            "model_summary": summary(model),
+        }
+    return result

@@ -1,0 +1,75 @@
+"""Small histories for the tests of model, training and scoring."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from llm_spark.model.history import HistoryBatch
+
+Row = dict[str, list]
+"""tokens, event_types, values, event_times, session_starts, first_target: one row as the sequences table holds it."""
+
+
+def row(
+    sessions: list[list[int]],
+    first_target: int = 1,
+    event_type: int = 2,
+    value: float = float("nan"),
+    gap_seconds: int = 86_400,
+) -> Row:
+    """A history of these sessions: events a minute apart, sessions `gap_seconds` apart."""
+    tokens = [token for session in sessions for token in session]
+    starts = np.cumsum([0] + [len(session) for session in sessions])[:-1]
+    times, now = [], 1_600_000_000
+    for session in sessions:
+        times += [now + 60 * i for i in range(len(session))]
+        now = times[-1] + gap_seconds
+    return {
+        "tokens": tokens,
+        "event_types": [event_type] * len(tokens),
+        "values": [value] * len(tokens),
+        "event_times": times,
+        "session_starts": list(starts),
+        "first_target": first_target,
+    }
+
+
+def random_rows(
+    num_rows: int, num_tokens: int, num_event_types: int, seed: int, max_sessions: int = 5, max_length: int = 7
+) -> list[Row]:
+    """Histories without any pattern, of 1 to `max_sessions` sessions of 1 to `max_length` events; some tokens unknown, some values missing."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(num_rows):
+        lengths = rng.integers(1, max_length + 1, size=rng.integers(1, max_sessions + 1))
+        made = row(
+            [list(rng.integers(1, num_tokens, size=n)) for n in lengths], gap_seconds=int(rng.integers(4_000, 400_000))
+        )
+        size = len(made["tokens"])
+        made["event_types"] = list(rng.integers(1, num_event_types, size=size))
+        made["values"] = list(np.where(rng.random(size) < 0.3, np.nan, rng.normal(5, 3, size)))
+        made["first_target"] = int(rng.integers(1, max(2, size)))
+        rows.append(made)
+    return rows
+
+
+def batch_of(rows: list[Row]) -> HistoryBatch:
+    """The rows as the model takes them."""
+
+    def flat(name: str, dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor([x for r in rows for x in r[name]], dtype=dtype)
+
+    def offsets(name: str) -> torch.Tensor:
+        return torch.tensor(np.cumsum([0] + [len(r[name]) for r in rows]), dtype=torch.int64)
+
+    return HistoryBatch.from_columns(
+        tokens=flat("tokens", torch.int32),
+        token_offsets=offsets("tokens"),
+        event_types=flat("event_types", torch.int32),
+        values=flat("values", torch.float32),
+        event_times=flat("event_times", torch.int64),
+        session_starts=flat("session_starts", torch.int32),
+        session_start_offsets=offsets("session_starts"),
+        first_target=torch.tensor([r["first_target"] for r in rows], dtype=torch.int32),
+    )

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from llm_spark.model.losses import NegativeSampler, full_cross_entropy, sampled_cross_entropy
+from llm_spark.model.ranking import rank_targets, top_items
+
+NUM_STEPS, SIZE, NUM_TOKENS = 23, 6, 14
+
+
+def problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(seed)
+    contexts = torch.randn(NUM_STEPS, SIZE, requires_grad=True)
+    weight = torch.randn(NUM_TOKENS, SIZE, requires_grad=True)
+    bias = torch.randn(NUM_TOKENS, requires_grad=True)
+    return contexts, torch.randint(1, NUM_TOKENS, (NUM_STEPS,)), weight, bias
+
+
+def gradients(loss: torch.Tensor, *leaves: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(loss, leaves))
+
+
+def torch_cross_entropy(
+    contexts: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    logits = F.linear(contexts, weight, bias)[:, 2:]
+    return F.cross_entropy(logits, targets - 2, ignore_index=-1, reduction="sum")
+
+
+@pytest.mark.parametrize("num_rows", [1, 4, 23, None])
+def test_chunked_loss_and_gradients_equal_torchs_cross_entropy(num_rows: int | None) -> None:
+    contexts, targets, weight, bias = problem()
+    ours = full_cross_entropy(contexts, targets, weight, bias, num_rows)
+    expected = torch_cross_entropy(contexts, targets, weight, bias)
+    torch.testing.assert_close(ours, expected)
+    leaves = (contexts, weight, bias)
+    torch.testing.assert_close(gradients(3 * ours, *leaves), gradients(3 * expected, *leaves))
+
+
+def test_steps_with_unknown_targets_carry_no_loss() -> None:
+    contexts, _, weight, bias = problem()
+    loss = full_cross_entropy(contexts, torch.ones(NUM_STEPS, dtype=torch.int64), weight, bias)
+    assert loss.item() == 0
+    assert all((g == 0).all() for g in gradients(loss, contexts, weight, bias))
+
+
+def test_chunked_loss_runs_under_bf16_autocast_near_the_fp32_loss() -> None:
+    contexts, targets, weight, bias = problem()
+    exact = full_cross_entropy(contexts, targets, weight, bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = full_cross_entropy(contexts, targets, weight, bias)
+    torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0)
+    for ours, expected in zip(gradients(rounded, contexts, weight), gradients(exact, contexts, weight), strict=True):
+        assert F.cosine_similarity(ours.flatten(), expected.flatten(), dim=0) > 0.999
+
+
+def sampled_gradients(num_negatives: int, counts: torch.Tensor) -> list[torch.Tensor]:
+    contexts, targets, weight, bias = problem()
+    generator = torch.Generator().manual_seed(1)
+    sampler = NegativeSampler(counts)
+    loss = sampled_cross_entropy(contexts, targets, weight, bias, sampler, num_negatives, generator)
+    return gradients(loss, contexts, weight, bias)
+
+
+@pytest.mark.parametrize("counts", [torch.ones(NUM_TOKENS), torch.arange(NUM_TOKENS) ** 2])
+def test_sampled_gradients_tend_to_the_full_ones_as_negatives_grow(counts: torch.Tensor) -> None:
+    contexts, targets, weight, bias = problem()
+    full = gradients(torch_cross_entropy(contexts, targets, weight, bias), contexts, weight, bias)
+
+    def error(num_negatives: int) -> float:
+        sampled = sampled_gradients(num_negatives, counts)
+        return sum((a - b).norm().item() for a, b in zip(sampled, full, strict=True))
+
+    few, more, many = error(10), error(1_000), error(100_000)
+    assert more < few / 3  # Monte Carlo: a hundredfold of draws takes a tenth of the error
+    assert many < more / 3
+
+
+def test_negatives_are_drawn_by_frequency_to_the_power() -> None:
+    counts = torch.tensor([0, 0, 0, 3, 8, 15])  # with 1 added: 1, 4, 9, 16, of which the roots are 1, 2, 3, 4
+    sampler = NegativeSampler(counts, power=0.5)
+    drawn = sampler.draw(100_000, torch.Generator().manual_seed(0))
+    shares = torch.bincount(drawn, minlength=4) / len(drawn)
+    expected = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    torch.testing.assert_close(shares, expected, rtol=0, atol=0.01)
+    torch.testing.assert_close(sampler.log_probability_I, expected.log())
+
+
+def test_ranks_equal_a_brute_force_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+    contexts, targets, weight, bias = (t.detach() for t in problem())
+    monkeypatch.setattr("llm_spark.model.losses.MAX_LOGITS", 5 * (NUM_TOKENS - 2))
+    ranks, log_probabilities = rank_targets(contexts, targets, weight, bias)
+    logits = F.linear(contexts, weight, bias)[:, 2:]
+    for i, target in enumerate(targets.tolist()):
+        if target < 2:
+            assert ranks[i] == 0
+            assert log_probabilities[i].isnan()
+            continue
+        order = sorted(range(NUM_TOKENS - 2), key=lambda item: -logits[i, item].item())
+        assert ranks[i] == order.index(target - 2) + 1
+        torch.testing.assert_close(log_probabilities[i], logits[i].softmax(0)[target - 2].log())
+
+
+def test_a_tie_counts_against_the_target() -> None:
+    weight, bias = torch.zeros(5, 2), torch.tensor([9.0, 9.0, 1.0, 1.0, 0.0])
+    ranks, _ = rank_targets(torch.zeros(2, 2), torch.tensor([2, 4]), weight, bias)
+    assert ranks.tolist() == [2, 3]
+
+
+def test_top_items_equal_a_brute_force_sort_and_leave_excluded_ones_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    contexts, _, weight, bias = (t.detach() for t in problem())
+    monkeypatch.setattr("llm_spark.model.losses.MAX_LOGITS", 5 * (NUM_TOKENS - 2))
+    rows, seen = torch.tensor([0, 0, 7, 22, 22]), torch.tensor([5, 1, 3, 13, NUM_TOKENS + 4])
+    tokens, scores, probabilities = top_items(contexts, 4, weight, bias, (rows, seen))
+    logits = F.linear(contexts, weight, bias)
+    excluded = set(zip(rows.tolist(), seen.tolist(), strict=True))
+    for i in range(NUM_STEPS):
+        allowed = [token for token in range(2, NUM_TOKENS) if (i, token) not in excluded]
+        best = sorted(allowed, key=lambda token: -logits[i, token].item())[:4]
+        assert tokens[i].tolist() == best
+        torch.testing.assert_close(scores[i], logits[i, best])
+        torch.testing.assert_close(probabilities[i], logits[i, 2:].softmax(0)[[token - 2 for token in best]])
+
+
+def test_a_list_is_no_longer_than_the_vocabulary() -> None:
+    contexts, _, weight, bias = (t.detach() for t in problem())
+    tokens, _, probabilities = top_items(contexts, 100, weight, bias)
+    assert tokens.shape == (NUM_STEPS, NUM_TOKENS - 2)
+    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(NUM_STEPS))

@@ -1,0 +1,97 @@
+"""Sequences tables on disk, and jobs over them, for the tests of training and scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llm_spark.config import ModelConfig, TrainConfig
+from llm_spark.model.history import HistoryBatch
+from llm_spark.training.job import TrainingJob
+from tests.model.histories import Row, batch_of, row
+
+SEQUENCES_SCHEMA = pa.schema(
+    [
+        ("sequence_id", pa.string()),
+        ("user_id", pa.string()),
+        ("tokens", pa.list_(pa.int32())),
+        ("event_types", pa.list_(pa.int32())),
+        ("values", pa.list_(pa.float32())),
+        ("session_starts", pa.list_(pa.int32())),
+        ("event_times", pa.list_(pa.int64())),
+        ("first_target", pa.int32()),
+    ]
+)
+SMALL_MODEL = ModelConfig(embedding_size=8, hidden_size=16, dense_size=16, memory_size=8, dropout=0.0)
+
+
+def table_of(rows: list[Row]) -> pa.Table:
+    """The rows as Spark would store them: a missing value is a null inside the list."""
+    records = [
+        {
+            **r,
+            "values": [None if np.isnan(v) else float(v) for v in r["values"]],
+            "sequence_id": f"s{i}",
+            "user_id": f"u{i}",
+        }
+        for i, r in enumerate(rows)
+    ]
+    return pa.Table.from_pylist(records, schema=SEQUENCES_SCHEMA)
+
+
+def write_rows(folder: Path, name: str, rows: list[Row], row_group_size: int = 16) -> str:
+    """One data file of these rows; returns its path."""
+    path = folder / f"{name}.parquet"
+    pq.write_table(table_of(rows), path, row_group_size=row_group_size)
+    return str(path)
+
+
+def cyclic_rows(num_rows: int, num_items: int, seed: int) -> list[Row]:
+    """Users who step through the items in a fixed cycle from a random one on: the next item is certain given the last."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(num_rows):
+        first, lengths = int(rng.integers(num_items)), rng.integers(2, 5, size=2)
+        path = [2 + (first + i) % num_items for i in range(int(lengths.sum()))]
+        rows.append(row([path[: lengths[0]], path[lengths[0] :]]))
+    return rows
+
+
+def small_job(folder: Path, train_rows: list[Row], validation_rows: list[Row], **settings: Any) -> TrainingJob:
+    """A job over these rows; `settings` are those of TrainConfig, or `num_tokens` and `model_config`."""
+    num_tokens = settings.pop("num_tokens", 12)
+    model_config = settings.pop("model_config", SMALL_MODEL)
+    defaults = {"num_epochs": 2.0, "batch_rows": 8, "device": "cpu", "warmup_steps": 2, "timeout_seconds": 60}
+    return TrainingJob(
+        model_config=model_config,
+        train_config=TrainConfig(**{**defaults, **settings}),
+        train_files=[write_rows(folder, "train", train_rows)],
+        validation_files=[write_rows(folder, "validation", validation_rows)] if validation_rows else [],
+        num_tokens=num_tokens,
+        num_event_types=4,
+        artifact_path=str(folder / "model"),
+        work_dir=str(folder / "work"),
+        provenance={"vocabulary": 3},
+    )
+
+
+class InMemory:
+    """The same batches each epoch."""
+
+    def __init__(self, training: list[list[Row]], validation: list[list[Row]] = ()) -> None:
+        self._training = [batch_of(rows) for rows in training]
+        self._validation = [batch_of(rows) for rows in validation]
+
+    def num_steps(self, epoch: int) -> int:
+        return len(self._training)
+
+    def training(self, epoch: int) -> Iterator[HistoryBatch]:
+        return iter(self._training)
+
+    def validation(self) -> Iterator[HistoryBatch]:
+        return iter(self._validation)

@@ -1,0 +1,268 @@
+"""The launch over Spark's TorchDistributor: real processes, gloo on loopback, and ranks that go wrong.
+
+Functions that the ranks run are made inside functions, so that they travel by value: the ranks cannot import the tests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pyspark.sql import SparkSession
+
+from llm_spark.config import TrainConfig
+from llm_spark.errors import UserError
+from llm_spark.model.artifact import load_artifact
+from llm_spark.training import launch
+from llm_spark.training.distributed import Ranks
+from llm_spark.training.job import Progress
+from llm_spark.training.launch import run_ranks, train
+from llm_spark.training.records import RunFolder
+from tests.model.histories import batch_of, random_rows, row
+from tests.training.sequences import cyclic_rows, small_job
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def run_two(spark: SparkSession, work_dir: Path, function: Callable, timeout_seconds: float = 60) -> list[Any]:
+    (work_dir / "pids").mkdir(exist_ok=True)
+    return run_ranks(
+        spark,
+        with_pid_noted(function, str(work_dir / "pids")),
+        None,
+        num_ranks=2,
+        work_dir=str(work_dir / "work"),
+        device="cpu",
+        timeout_seconds=timeout_seconds,
+    )
+
+
+def with_pid_noted(function: Callable, folder: str) -> Callable:
+    def run(argument: Any, ranks: Any, on_step: Any) -> dict:
+        open(f"{folder}/{os.getpid()}", "w").close()
+        return function(argument, ranks, on_step)
+
+    return run
+
+
+def assert_no_rank_is_left(work_dir: Path) -> None:
+    pids = [int(path.name) for path in (work_dir / "pids").iterdir()]
+    assert pids
+    assert not [pid for pid in pids if is_running(pid)]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_ranks_train_a_model_that_knows_the_next_item(spark: SparkSession, tmp_path: Path, num_ranks: int) -> None:
+    heard: list[Progress] = []
+    job = small_job(
+        tmp_path, cyclic_rows(120, 10, seed=1), cyclic_rows(20, 10, seed=2), num_ranks=num_ranks, num_epochs=6.0,
+        learning_rate=0.02,
+    )  # fmt: skip
+    result = train(spark, dataclasses.replace(job, on_progress=heard.append))
+    loaded = load_artifact(result.artifact_path)
+    contexts, targets = loaded.model.forward_states(batch_of(cyclic_rows(20, 10, seed=3)))
+    assert (loaded.model.logits(contexts).argmax(dim=1) == targets).float().mean() > 0.9
+    assert loaded.tables == {"vocabulary": 3}
+    assert loaded.config["train"] == dataclasses.asdict(job.train_config)
+    assert result.num_steps == 6 * 15
+    assert result.num_parameters == sum(p.numel() for p in loaded.model.parameters())
+    assert result.best_recall == 1.0
+    assert [p.num_steps for p in heard] == [90] * len(heard)
+    assert heard
+    assert {m.name for m in result.metrics} >= {"train_loss", "validation_loss", "validation_recall_at_20"}
+    assert list(Path(job.work_dir).iterdir()) == []
+
+
+def test_two_ranks_take_the_steps_of_one_over_the_same_global_batches(spark: SparkSession, tmp_path: Path) -> None:
+    rows = random_rows(24, 12, 4, seed=1)
+
+    def losses_of_share(argument: Any, ranks: Any, on_step: Any) -> dict:
+        from llm_spark.model.network import NextEventModel
+        from llm_spark.training.loop import Trainer
+        from tests.training.sequences import SMALL_MODEL, InMemory
+
+        shares = InMemory([rows[i : i + 8][ranks.rank :: ranks.world_size] for i in (0, 8, 16)])
+        torch.manual_seed(1)
+        model = NextEventModel(SMALL_MODEL, 12, 4)
+        config = TrainConfig(num_epochs=3.0, device="cpu", warmup_steps=2, learning_rate=0.01)
+        return {"losses": Trainer(model, config, shares, ranks, torch.ones(12), on_step).fit().losses}
+
+    alone = losses_of_share(None, Ranks(0, 1, torch.device("cpu")), lambda progress: None)["losses"]
+    for record in run_two(spark, tmp_path, with_tests_importable(losses_of_share)):
+        assert record.result["losses"] == pytest.approx(alone, rel=1e-4)
+
+
+def with_tests_importable(function: Callable) -> Callable:
+    root = str(Path(__file__).resolve().parents[2])
+
+    def run(argument: Any, ranks: Any, on_step: Any) -> dict:
+        import sys
+
+        sys.path.insert(0, root)
+        return function(argument, ranks, on_step)
+
+    return run
+
+
+def test_a_rank_that_raises_fails_the_run_with_its_error_and_prints_to_the_log_alone(
+    spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail_in_rank_1(argument: Any, ranks: Any, on_step: Any) -> dict:
+        print("chatter")
+        if ranks.rank == 1:
+            raise KeyError("no such thing\nand more")
+        while True:
+            ranks.sum_over_ranks(torch.ones(1))
+
+    with pytest.raises(UserError, match=r"training failed: rank 1 failed: KeyError: .*no such thing") as error:
+        run_two(spark, tmp_path, fail_in_rank_1)
+    assert "\n" not in str(error.value)
+    log = Path(str(error.value).split("(log: ")[1].rstrip(")"))
+    assert "chatter" in log.read_text()
+    assert "Traceback" in log.read_text()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == ""
+    assert_no_rank_is_left(tmp_path)
+
+
+@pytest.mark.parametrize("rank_0", ["waits", "has finished"])
+def test_a_killed_rank_fails_the_run(spark: SparkSession, tmp_path: Path, rank_0: str) -> None:
+    flag = str(tmp_path / "rank-0-is-done")
+    Path(flag).unlink(missing_ok=True)
+
+    def kill_rank_1(argument: Any, ranks: Any, on_step: Any) -> dict:
+        import os
+        import signal
+        import time
+
+        if ranks.rank == 0 and rank_0 == "has finished":
+            open(flag, "w").close()
+            return {}
+        while ranks.rank == 1 and rank_0 == "has finished" and not os.path.exists(flag):
+            time.sleep(0.01)
+        if ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        ranks.sum_over_ranks(torch.ones(1))
+        return {}
+
+    with pytest.raises(UserError, match="training failed: rank 1 ended without a completion record"):
+        run_two(spark, tmp_path, kill_rank_1)
+    assert_no_rank_is_left(tmp_path)
+
+
+# torchrun gives a frozen rank half a minute before it kills it.
+@pytest.mark.parametrize("how", ["sleeps", pytest.param("is frozen", marks=pytest.mark.slow)])
+def test_a_rank_that_stands_still_fails_the_run_in_bounded_time(spark: SparkSession, tmp_path: Path, how: str) -> None:
+    def hang_in_rank_1(argument: Any, ranks: Any, on_step: Any) -> dict:
+        import os
+        import signal
+        import threading
+
+        ranks.sum_over_ranks(torch.ones(1))
+        if ranks.rank == 1:
+            if how == "is frozen":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            threading.Event().wait()
+        ranks.sum_over_ranks(torch.ones(1))
+        return {}
+
+    with pytest.raises(UserError, match=r"training failed: rank 1 (stuck|stopped|ended without)"):
+        run_two(spark, tmp_path, hang_in_rank_1, timeout_seconds=4)
+    assert_no_rank_is_left(tmp_path)
+
+
+def test_an_error_of_the_users_making_comes_as_it_is_and_leaves_nothing(spark: SparkSession, tmp_path: Path) -> None:
+    job = small_job(tmp_path, [row([[2]]), row([[3]])], [], num_ranks=2)
+    with pytest.raises(UserError, match=r"^nothing to learn: no sequence") as error:
+        train(spark, job)
+    assert "\n" not in str(error.value)
+    assert list(Path(job.work_dir).iterdir()) == []
+    assert not Path(job.artifact_path).exists()
+
+
+def test_a_folder_that_holds_a_model_is_not_written_over(spark: SparkSession, tmp_path: Path) -> None:
+    job = small_job(tmp_path, cyclic_rows(8, 10, seed=1), [])
+    Path(job.artifact_path).mkdir()
+    (Path(job.artifact_path) / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a model already"):
+        train(spark, job)
+
+
+def test_ranks_that_do_not_start_are_not_waited_for_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "START_SECONDS", 0.0)
+    folder = RunFolder(str(tmp_path))
+    folder.write_start(1)
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    try:
+        reason = launch._follow(thread, folder, 2, 1_000.0, None)
+    finally:
+        stop.set()
+        thread.join()
+    assert reason.startswith("1 of 2 ranks started in 0 seconds")
+
+
+CLUSTER_SCRIPT = """
+import os, sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from pyspark.sql import SparkSession
+from llm_spark.errors import UserError
+from llm_spark.training.launch import run_ranks, train
+from tests.training.sequences import cyclic_rows, small_job
+
+builder = SparkSession.builder.master("local-cluster[2,1,512]").config("spark.executor.memory", "512m")
+for key, value in {{"spark.ui.enabled": "false", "spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}}.items():
+    builder = builder.config(key, value)
+spark = builder.getOrCreate()
+folder = Path({folder!r})
+job = small_job(folder, cyclic_rows(64, 10, 1), cyclic_rows(16, 10, 2), num_ranks=2, num_epochs=4.0, learning_rate=0.02)
+print("RECALL", train(spark, job).best_recall)
+
+def kill_rank_1(argument, ranks, on_step):
+    if ranks.rank == 1:
+        os.kill(os.getpid(), 9)
+    return {{}}
+
+try:
+    run_ranks(spark, kill_rank_1, None, num_ranks=2, work_dir=str(folder), device="cpu", timeout_seconds=60)
+except UserError as error:
+    print("ERROR", error)
+spark.stop()
+"""
+
+
+@pytest.mark.slow
+def test_ranks_are_barrier_tasks_on_a_cluster(tmp_path: Path) -> None:
+    script = tmp_path / "on_a_cluster.py"
+    root = str(Path(__file__).resolve().parents[2])
+    script.write_text(CLUSTER_SCRIPT.format(root=root, folder=str(tmp_path)))
+    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable}
+    ran = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=400,
+        check=False,
+    )
+    printed = [line for line in ran.stdout.splitlines() if line.startswith(("RECALL", "ERROR"))]
+    assert printed[0] == "RECALL 1.0", ran.stderr
+    assert "training failed: rank 1 ended without a completion record" in printed[1]

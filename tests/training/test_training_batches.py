@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llm_spark.errors import DataError, UserError
+from llm_spark.training.batches import ReaderSource, measure
+from llm_spark.training.distributed import Ranks
+from tests.model.histories import batch_of, random_rows, row
+from tests.training.sequences import small_job
+
+ONE_RANK = Ranks(0, 1, torch.device("cpu"))
+
+
+def test_every_training_row_arrives_once_an_epoch_as_it_was_stored(tmp_path: Path) -> None:
+    rows = random_rows(37, 12, 4, seed=1)
+    source = ReaderSource(small_job(tmp_path, rows, []), ONE_RANK)
+    found = []
+    for batch in source.training(epoch=0):
+        for begin, end, first_target in zip(
+            batch.row_offsets[:-1].tolist(), batch.row_offsets[1:].tolist(), batch.first_target_B.tolist(), strict=True
+        ):
+            starts = [s - begin for s in batch.session_offsets.tolist() if begin <= s < end]
+            values = [None if np.isnan(v) else round(v, 4) for v in batch.values_N[begin:end].tolist()]
+            times = batch.event_times_N[begin:end].tolist()
+            types = batch.event_types_N[begin:end].tolist()
+            found.append((batch.tokens_N[begin:end].tolist(), types, values, times, starts, first_target))
+    expected = [
+        (
+            r["tokens"],
+            r["event_types"],
+            [None if np.isnan(v) else round(float(np.float32(v)), 4) for v in r["values"]],
+            r["event_times"],
+            r["session_starts"],
+            r["first_target"],
+        )
+        for r in rows
+    ]
+    assert sorted(map(repr, found)) == sorted(repr(tuple(map(plain, e))) for e in expected)
+
+
+def plain(value: object) -> object:
+    """numpy's numbers as Python's."""
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def test_statistics_count_targets_and_measure_values() -> None:
+    rows = [row([[2, 3, 3], [5, 1]], first_target=2), row([[4, 4]])]
+    for one_row, values in zip(rows, ([1.0, float("nan"), 4.0, 7.0, float("nan")], [2.0, float("inf")]), strict=True):
+        one_row["values"] = values
+    measured = measure(iter([batch_of(rows[:1]), batch_of(rows[1:])]), 7, ONE_RANK)
+    # targets: 3, 5, 1 of the first row, 4 of the second
+    assert measured.target_counts_V.tolist() == [0, 1, 0, 1, 1, 1, 0]
+    assert measured.value_mean == pytest.approx(statistics.mean([1, 4, 7, 2]))
+    assert measured.value_std == pytest.approx(statistics.pstdev([1, 4, 7, 2]))
+
+
+def test_equal_or_absent_values_are_standardised_by_one() -> None:
+    assert measure(iter([batch_of([row([[2, 3]])])]), 5, ONE_RANK).value_std == 1.0
+    assert measure(iter([batch_of([row([[2, 3]], value=4.0)])]), 5, ONE_RANK).value_std == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rows", "num_tokens", "complaint"),
+    [
+        ([row([[2], [2]])], 3, "vocabulary holds 1 items"),
+        ([row([[1]])], 2, "vocabulary holds 0 items"),
+        ([row([[2]]), row([[3]])], 4, "no sequence .* has an item after its first event"),
+        ([row([[2, 1, 1]])], 4, "no sequence .* has an item after its first event"),
+    ],
+)
+def test_nothing_to_learn_is_said_in_one_line(rows: list, num_tokens: int, complaint: str) -> None:
+    with pytest.raises(UserError, match=f"nothing to learn: .*{complaint}") as error:
+        measure(iter([batch_of(rows)]), num_tokens, ONE_RANK)
+    assert "\n" not in str(error.value)
+
+
+def test_no_training_rows_is_said_in_one_line(tmp_path: Path) -> None:
+    job = small_job(tmp_path, [row([[2, 3]])], [])
+    with pytest.raises(UserError, match="nothing to learn: the training split holds no rows"):
+        ReaderSource(dataclasses.replace(job, train_files=[]), ONE_RANK)
+
+
+def test_fewer_rows_than_ranks_is_said_in_one_line(tmp_path: Path) -> None:
+    job = small_job(tmp_path, random_rows(2, 12, 4, seed=1), [])
+    with pytest.raises(UserError, match=r"2 sequences for 3 ranks: give train\.num_ranks=2"):
+        ReaderSource(job, Ranks(0, 3, torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    ("column", "code", "complaint"),
+    [("tokens", 12, "token 12"), ("tokens", 0, "token 0"), ("event_types", 9, "event type 9")],
+)
+def test_a_code_outside_its_vocabulary_is_named(tmp_path: Path, column: str, code: int, complaint: str) -> None:
+    broken = row([[2, 3, 4]])
+    broken[column] = [2, code, 3]
+    source = ReaderSource(small_job(tmp_path, [row([[2, 3]]), broken], []), ONE_RANK)
+    with pytest.raises(DataError, match=complaint):
+        list(source.training(epoch=0))
