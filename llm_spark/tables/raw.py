@@ -1,0 +1,217 @@
+"""Raw files: which there are, and their records as a DataFrame.
+
+A records frame has the data's own columns and these: `_source_file` (URI), `_raw` (the record's text; null for columnar files) and
+`_unparsable` (true where the record could not be read into its columns).
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as t
+
+from llm_spark.errors import DataError, UserError
+
+_HEADER_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """One raw file as listed."""
+
+    path: str
+    """What a reader takes."""
+    uri: str
+    """What Spark reports as `_metadata.file_path`: the file's name in every table."""
+    num_bytes: int
+    modified_at: datetime
+
+
+def list_files(spark: SparkSession, patterns: Sequence[str]) -> list[RawFile]:
+    """All files under `patterns` (files, folders, globs), by name. Names beginning with `_` or `.` are passed over, as Spark does.
+
+    Raises UserError naming the pattern that matches nothing.
+    """
+    jvm: Any = spark._jvm
+    hadoop = spark.sparkContext._jsc.hadoopConfiguration()
+    found: dict[str, RawFile] = {}
+    for pattern in patterns:
+        path = jvm.org.apache.hadoop.fs.Path(pattern)
+        try:
+            system = path.getFileSystem(hadoop)
+            matches = system.globStatus(path)
+        except Exception as error:
+            raise UserError(f"ingest.paths: '{pattern}' cannot be listed: {_java_message(error)}") from error
+        before = len(found)
+        for match in matches or []:
+            statuses = _walk(system, match) if match.isDirectory() else [match]
+            for status in statuses:
+                name = status.getPath().getName()
+                if not name.startswith(("_", ".")):
+                    file = _raw_file(status)
+                    found[file.uri] = file
+        if len(found) == before:
+            raise UserError(
+                f"ingest.paths: nothing matches '{pattern}': check the path (relative paths start where the command runs)"
+            )
+    return [found[uri] for uri in sorted(found)]
+
+
+def _walk(system: Any, folder: Any) -> list[Any]:
+    listing, statuses = system.listFiles(folder.getPath(), True), []
+    while listing.hasNext():
+        statuses.append(listing.next())
+    return statuses
+
+
+def _raw_file(status: Any) -> RawFile:
+    path = status.getPath()
+    modified_at = datetime.fromtimestamp(status.getModificationTime() / 1000, UTC).replace(tzinfo=None)
+    return RawFile(path.toString(), _as_reported(path.toUri().toString()), status.getLen(), modified_at)
+
+
+def _as_reported(uri: str) -> str:
+    """A file's URI in the form that Spark's `_metadata.file_path` gives."""
+    return re.sub(r"^file:/+", "file:/", uri)
+
+
+def _java_message(error: Exception) -> str:
+    java = getattr(error, "java_exception", None)
+    text = java.getMessage() if java is not None else str(error)
+    return " ".join(str(text).split())[:200]
+
+
+def read_text(spark: SparkSession, files: Sequence[RawFile]) -> DataFrame:
+    """One row a line that is not blank: `_source_file`, `_raw`."""
+    lines = spark.read.text([file.path for file in files])
+    named = lines.select(F.col("_metadata.file_path").alias("_source_file"), F.col("value").alias("_raw"))
+    return named.where(F.length(F.trim("_raw")) > 0)
+
+
+def read_parquet(spark: SparkSession, files: Sequence[RawFile]) -> DataFrame:
+    rows = spark.read.option("mergeSchema", "true").parquet(*[file.path for file in files])
+    return rows.select(
+        "*",
+        F.col("_metadata.file_path").alias("_source_file"),
+        F.lit(None).cast("string").alias("_raw"),
+        F.lit(False).alias("_unparsable"),
+    )
+
+
+def read_csv(spark: SparkSession, files: Sequence[RawFile], delimiter: str) -> DataFrame:
+    """Records of CSV files with a header line, all columns as text. Files may differ in their columns: each is read by its own header."""
+    by_header: dict[tuple[str, ...], list[RawFile]] = defaultdict(list)
+    for file in files:
+        header = _header(spark, file, delimiter)
+        if header:
+            by_header[header].append(file)
+    if not by_header:
+        raise DataError(f"all {len(files)} files are empty, '{files[0].path}' the first: check the export")
+    groups = [_read_csv_group(spark, header, group, delimiter) for header, group in by_header.items()]
+    records = groups[0]
+    for group in groups[1:]:
+        records = records.unionByName(group, allowMissingColumns=True)
+    return records
+
+
+def _read_csv_group(spark: SparkSession, header: tuple[str, ...], files: list[RawFile], delimiter: str) -> DataFrame:
+    columns = t.StructType([t.StructField(name, t.StringType()) for name in (*header, "_unread")])
+    reader = (
+        spark.read.schema(columns)
+        .option("header", True)
+        .option("sep", delimiter)
+        .option("quote", '"')
+        .option("escape", '"')
+        .option("mode", "PERMISSIVE")
+        .option("columnNameOfCorruptRecord", "_unread")
+        # The reader checks a record's number of fields only when it parses all of them.
+        .option("columnPruning", False)
+        .option("ignoreLeadingWhiteSpace", True)
+        .option("ignoreTrailingWhiteSpace", True)
+    )
+    rows = reader.csv([file.path for file in files])
+    return rows.select(
+        *[F.col(f"`{name}`") for name in header],
+        F.col("_metadata.file_path").alias("_source_file"),
+        F.col("_unread").alias("_raw"),
+        F.col("_unread").isNotNull().alias("_unparsable"),
+    )
+
+
+def _header(spark: SparkSession, file: RawFile, delimiter: str) -> tuple[str, ...]:
+    line = _first_line(spark, file)
+    names = next(csv.reader([line], delimiter=delimiter), []) if line else []
+    seen: dict[str, int] = {}
+    header = []
+    for place, name in enumerate(names):
+        plain = name.strip().strip("\ufeff") or f"_c{place}"
+        seen[plain] = seen.get(plain, 0) + 1
+        header.append(plain if seen[plain] == 1 else f"{plain}_{seen[plain]}")
+    return tuple(header)
+
+
+def _first_line(spark: SparkSession, file: RawFile) -> str:
+    if file.num_bytes == 0:
+        return ""
+    jvm: Any = spark._jvm
+    hadoop = spark.sparkContext._jsc.hadoopConfiguration()
+    path = jvm.org.apache.hadoop.fs.Path(file.path)
+    stream = path.getFileSystem(hadoop).open(path)
+    try:
+        codec = jvm.org.apache.hadoop.io.compress.CompressionCodecFactory(hadoop).getCodec(path)
+        if codec is not None:
+            stream = codec.createInputStream(stream)
+        head = bytes(stream.readNBytes(_HEADER_BYTES))
+    except Exception as error:
+        raise UnreadableFileError(file.uri, _java_message(error)) from error
+    finally:
+        stream.close()
+    return head.decode("utf-8", errors="replace").splitlines()[0] if head else ""
+
+
+class UnreadableFileError(UserError):
+    """A raw file that cannot be read: truncated, corrupt or not permitted."""
+
+    def __init__(self, uri: str, detail: str) -> None:
+        super().__init__(f"'{uri}' cannot be read ({detail})")
+        self.uri, self.detail = uri, detail
+
+
+def unreadable_file(error: Exception) -> UnreadableFileError | None:
+    """The file that made a Spark job fail, where that is why it failed."""
+    text = str(error)
+    named = re.search(r"while reading file\s+(\S+?)\.?\s", text) or re.search(
+        r"FAILED_READ_FILE\S*\].*?((?:file|s3a?|hdfs|abfss?)://?\S+)", text
+    )
+    if named is None:
+        return None
+    causes = re.findall(r"Caused by: (?:[\w.$]+\.)?(\w+(?:Exception|Error)): ?([^\n]*)", text)
+    detail = f"{causes[-1][0]}: {causes[-1][1]}" if causes else "corrupt"
+    return UnreadableFileError(_as_reported(named[1].rstrip(".")), detail[:200])
+
+
+def referenced_columns(spark: SparkSession, expression: str) -> list[tuple[str, ...]]:
+    """The columns that a SQL expression names, each as its path: `user.id` gives ("user", "id").
+
+    Raises UserError for an expression that does not parse.
+    """
+    session: Any = spark._jsparkSession
+    try:
+        leaves = session.sessionState().sqlParser().parseExpression(expression).collectLeaves()
+    except Exception as error:
+        raise UserError(f"'{expression}' is no valid Spark SQL expression: {_java_message(error)}") from error
+    paths = []
+    for place in range(leaves.size()):
+        leaf = leaves.apply(place)
+        if leaf.getClass().getSimpleName() == "UnresolvedAttribute":
+            parts = leaf.nameParts()
+            paths.append(tuple(parts.apply(i) for i in range(parts.size())))
+    return paths

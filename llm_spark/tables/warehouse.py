@@ -1,0 +1,223 @@
+"""The Delta tables of a warehouse: idempotent writes, pinned snapshots, file lists, SQL views.
+
+Every write leaves either the table before or the table after, and can be repeated: a merge on the key inserts only what is not there, a
+replacement replaces exactly the rows it owns.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from delta.tables import DeltaTable
+from pyspark.errors import AnalysisException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from llm_spark.errors import UserError
+from llm_spark.schemas import RUNS, TABLES, Table
+
+PREDICTIONS_CURRENT = "predictions_current"
+_MAX_PARTITIONS_NAMED = 400
+_TIMES = ("event_time", "ended_at", "started_at", "as_of_date")
+
+
+@dataclass(frozen=True)
+class TableState:
+    """What is there of one table."""
+
+    name: str
+    version: int
+    num_rows: int
+    newest_event: datetime | None
+
+
+class Warehouse:
+    """All tables and model artifacts under one root: a local folder, `s3a://`, `hdfs://` or `abfss://`."""
+
+    def __init__(self, spark: SparkSession, root: str) -> None:
+        self.spark = spark
+        local = re.match(r"^(?:file:(?://)?)?(/.*|[^:]*)$", root)
+        self.root = str(Path(local[1]).resolve()) if local else root.rstrip("/")
+        self.is_local = local is not None
+
+    def path(self, table: Table) -> str:
+        return f"{self.root}/tables/{table.name}"
+
+    def model_path(self, model_id: str) -> str:
+        return f"{self.root}/models/{model_id}"
+
+    def exists(self, table: Table) -> bool:
+        return DeltaTable.isDeltaTable(self.spark, self.path(table))
+
+    def version(self, table: Table) -> int:
+        """The newest version. UserError where the table is missing."""
+        return int(self._history(table)["version"])
+
+    def read(self, table: Table, version: int | None = None) -> DataFrame:
+        """The table, at its newest version or a pinned one. UserError naming the stage to run where it is missing."""
+        reader = self.spark.read.format("delta")
+        if version is not None:
+            reader = reader.option("versionAsOf", version)
+        if not self.exists(table):
+            raise self._missing(table)
+        return reader.load(self.path(table))
+
+    def read_or_empty(self, table: Table) -> DataFrame:
+        return self.read(table) if self.exists(table) else self.spark.createDataFrame([], table.schema)
+
+    def origin(self, table: Table) -> dict[str, Any] | None:
+        """What `replace` noted as the origin of the newest version; None for a missing table or another kind of write."""
+        if not self.exists(table):
+            return None
+        note = self._history(table)["userMetadata"]
+        return json.loads(note) if note else None
+
+    def replace(self, table: Table, rows: DataFrame, origin: Mapping[str, Any]) -> None:
+        """Put `rows` in place of the whole table in one commit, noting what they were made from."""
+        self._create(table)
+        writer = _conform(rows, table).write.format("delta").mode("overwrite")
+        writer.option("userMetadata", json.dumps(origin, sort_keys=True)).save(self.path(table))
+
+    def replace_where(self, table: Table, rows: DataFrame, predicate: str, origin: Mapping[str, Any]) -> None:
+        """Put `rows`, which must all meet `predicate`, in place of the rows that meet it, in one commit, noting what they were made from."""
+        self._create(table)
+        writer = _conform(rows, table).write.format("delta").mode("overwrite").option("replaceWhere", predicate)
+        writer.option("userMetadata", json.dumps(origin, sort_keys=True)).save(self.path(table))
+
+    def insert_new(self, table: Table, rows: DataFrame, key: str) -> None:
+        """Insert the rows whose `key` is not in the table; the keys of `rows` must be distinct."""
+        is_new = self._create(table)
+        conformed = _conform(rows, table)
+        if is_new:
+            # One file a partition: each task would otherwise write a file into each.
+            spread = conformed.repartition(*table.partition_by) if table.partition_by else conformed
+            spread.write.format("delta").mode("append").save(self.path(table))
+            return
+        condition = f"old.{key} = new.{key}{self._partition_filter(table, conformed)}"
+        target = DeltaTable.forPath(self.spark, self.path(table)).alias("old")
+        target.merge(conformed.alias("new"), condition).whenNotMatchedInsertAll().execute()
+
+    def upsert(self, table: Table, rows: DataFrame, key: str) -> None:
+        """Insert the rows whose `key` is new and replace the others; the keys of `rows` must be distinct."""
+        if self._create(table):
+            _conform(rows, table).write.format("delta").mode("append").save(self.path(table))
+            return
+        target = DeltaTable.forPath(self.spark, self.path(table)).alias("old")
+        merge = target.merge(_conform(rows, table).alias("new"), f"old.{key} = new.{key}")
+        merge.whenMatchedUpdateAll().whenNotMatchedInsertAll().execute()
+
+    def update(self, table: Table, condition: str, values: Mapping[str, str]) -> None:
+        """Set columns to SQL expressions where `condition` holds, in one commit."""
+        assignments = {name: F.expr(expression) for name, expression in values.items()}
+        DeltaTable.forPath(self.spark, self.path(table)).update(F.expr(condition), assignments)  # type: ignore[arg-type]
+
+    def append(self, table: Table, rows: DataFrame, write_id: str) -> None:
+        """Append; a repetition under the same `write_id` is ignored."""
+        self._create(table)
+        writer = _conform(rows, table).write.format("delta").mode("append")
+        writer.option("txnAppId", write_id).option("txnVersion", 1).save(self.path(table))
+
+    def data_files(self, table: Table, version: int, partition: str) -> list[str]:
+        """Parquet files of one partition (`column=value`) at one version, by name: the snapshot's own list, never the folder's."""
+        files = self.read(table, version).inputFiles()
+        chosen = [file for file in files if f"/{partition}/" in unquote(file)]
+        return sorted(unquote(re.sub(r"^file:/+", "/", file)) if file.startswith("file:") else file for file in chosen)
+
+    def register(self) -> list[str]:
+        """Make each table that exists a temporary view of its name, and `predictions_current`; returns the names."""
+        names = []
+        for table in TABLES.values():
+            if self.exists(table):
+                self.read(table).createOrReplaceTempView(table.name)
+                names.append(table.name)
+        if "predictions" in names:
+            self.spark.sql(_CURRENT_PREDICTIONS).createOrReplaceTempView(PREDICTIONS_CURRENT)
+            names.append(PREDICTIONS_CURRENT)
+        return names
+
+    def states(self) -> list[TableState]:
+        """Every table that exists: version, rows, newest event (or newest session, history, day of prediction)."""
+        found = []
+        for table in TABLES.values():
+            if not self.exists(table):
+                continue
+            rows = self.read(table)
+            time = next((name for name in _TIMES if name in rows.columns and table is not RUNS), None)
+            newest = F.max(time).cast("timestamp") if time else F.lit(None).cast("timestamp")
+            counted = rows.agg(F.count("*").alias("num_rows"), newest.alias("newest")).first()
+            assert counted is not None
+            found.append(TableState(table.name, self.version(table), counted["num_rows"], counted["newest"]))
+        return found
+
+    def _create(self, table: Table) -> bool:
+        """Create the table with its comments unless it is there; True if it was created."""
+        if self.exists(table):
+            return False
+        builder = DeltaTable.createIfNotExists(self.spark).location(self.path(table)).addColumns(table.schema)
+        builder = builder.comment(table.comment)
+        if table.partition_by:
+            builder = builder.partitionedBy(*table.partition_by)
+        try:
+            builder.execute()
+        except Exception as error:
+            java = getattr(error, "java_exception", None)
+            line = " ".join(str(java.getMessage() if java is not None else error).split())[:200]
+            raise UserError(
+                f"table '{table.name}' cannot be created under '{self.root}': {line}; is the warehouse writable?"
+            ) from error
+        return True
+
+    def _history(self, table: Table) -> Any:
+        if not self.exists(table):
+            raise self._missing(table)
+        return DeltaTable.forPath(self.spark, self.path(table)).history(1).select("version", "userMetadata").first()
+
+    def _missing(self, table: Table) -> UserError:
+        return UserError(
+            f"table '{table.name}' is not in the warehouse '{self.root}': run `llm-spark {table.written_by}` first"
+        )
+
+    def _partition_filter(self, table: Table, rows: DataFrame) -> str:
+        """Name the partitions that `rows` touch, so that a merge reads no other."""
+        if not table.partition_by:
+            return ""
+        column = table.partition_by[0]
+        values = [row[0] for row in rows.select(column).distinct().limit(_MAX_PARTITIONS_NAMED + 1).collect()]
+        pruned = f" AND old.{column} = new.{column}"
+        if len(values) > _MAX_PARTITIONS_NAMED or not values:
+            return pruned
+        named = ", ".join(f"DATE'{value}'" if isinstance(value, date) else repr(value) for value in values)
+        return f"{pruned} AND old.{column} IN ({named})"
+
+
+def _conform(rows: DataFrame, table: Table) -> DataFrame:
+    """The table's columns in the table's order and types."""
+    return rows.select([F.col(field.name).cast(field.dataType).alias(field.name) for field in table.schema.fields])
+
+
+_CURRENT_PREDICTIONS = """
+SELECT * EXCEPT (newest_date)
+FROM (SELECT *, max(as_of_date) OVER (PARTITION BY user_id) AS newest_date FROM predictions)
+WHERE as_of_date = newest_date
+"""
+
+
+def sql(warehouse: Warehouse, query: str) -> DataFrame:
+    """Run a query over the registered tables. UserError in one line for a query that does not parse or names what is not there."""
+    names: Sequence[str] = warehouse.register()
+    if not names:
+        raise UserError(
+            f"no table is in the warehouse '{warehouse.root}': run `llm-spark ingest` first, or give --config or warehouse=..."
+        )
+    try:
+        return warehouse.spark.sql(query)
+    except AnalysisException as error:
+        line = next(line for line in str(error).splitlines() if line.strip())
+        raise UserError(f"{line} Tables here: {', '.join(names)}") from error

@@ -1,0 +1,152 @@
+"""Records into events: the configured expressions, the verdict on each record, and which events are new.
+
+Judged records have the event's columns and `reason`: null for an accepted one, else one of `schemas.REJECTION_REASONS`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+from pyspark.sql import types as t
+
+from llm_spark.config import ColumnsConfig, IngestConfig
+
+_SEPARATOR = "\x1f"
+_HAS_ZONE = r"(?i)(Z|UTC|GMT|[+-]\d{2}:?\d{2})$"
+_FUTURE_TOLERANCE = "1 day"
+_EPOCH_UNITS_PER_SECOND = {"epoch_s": 1, "epoch_ms": 1_000, "epoch_us": 1_000_000}
+
+
+def mapped_expressions(columns: ColumnsConfig) -> dict[str, str]:
+    """Name of each mapped field: its column or expression."""
+    named = {"user": columns.user, "item": columns.item, "time": columns.time}
+    optional = {"type": columns.type, "value": columns.value, "session": columns.session}
+    named |= {name: expression for name, expression in optional.items() if expression is not None}
+    return named | {f"attributes.{name}": expression for name, expression in columns.attributes.items()}
+
+
+def _mapped(expression: str | None, known: set[str]) -> Column:
+    if expression is None:
+        return F.lit(None).cast("string")
+    return F.col(f"`{expression}`") if expression in known else F.expr(expression)
+
+
+def _text(column: Column) -> Column:
+    """As trimmed text; null where empty."""
+    trimmed = F.trim(column.cast("string"))
+    return F.when(F.length(trimmed) > 0, trimmed)
+
+
+def _event_time(raw: Column, kind: t.DataType, time_format: str, time_zone: str) -> Column:
+    """UTC timestamp of a time column, null where it cannot be read."""
+    if isinstance(kind, t.TimestampType):
+        return raw
+    if isinstance(kind, t.TimestampNTZType | t.DateType):
+        return F.to_utc_timestamp(raw.cast("timestamp"), time_zone)
+    if time_format in _EPOCH_UNITS_PER_SECOND:
+        # Decimal, since a double holds an epoch in seconds only to about a microsecond and a cast of it would round differently by magnitude.
+        seconds = raw.cast("decimal(30, 9)") / F.lit(_EPOCH_UNITS_PER_SECOND[time_format])
+        in_range = F.abs(seconds) < F.lit(2**40)
+        return F.when(in_range, F.timestamp_micros((seconds * 1_000_000).cast("bigint")))
+    if time_format == "iso8601":
+        parsed = F.try_to_timestamp(raw.cast("string"))
+        has_zone = raw.cast("string").rlike(_HAS_ZONE)
+        return F.when(has_zone, parsed).otherwise(F.to_utc_timestamp(parsed, time_zone))
+    parsed = F.try_to_timestamp(raw.cast("string"), F.lit(time_format))
+    unquoted = "".join(time_format.split("'")[::2])
+    return parsed if any(letter in unquoted for letter in "XxZVzO") else F.to_utc_timestamp(parsed, time_zone)
+
+
+def judge(records: DataFrame, config: IngestConfig, now: datetime) -> DataFrame:
+    """Apply the column mapping and give each record its verdict. `now` (UTC) is the latest believable time, give or take a day."""
+    known = set(records.columns)
+    columns = config.columns
+    attributes = [(name, _mapped(expression, known)) for name, expression in columns.attributes.items()]
+    raw_time = _mapped(columns.time, known)
+    time_kind = records.select(raw_time.alias("time")).schema["time"].dataType
+    data_columns = [F.col(f"`{name}`") for name in records.columns if not name.startswith("_")]
+    filtered = F.coalesce(
+        *[F.when(~F.coalesce(F.expr(rule), F.lit(False)), F.lit(rule)) for rule in config.filters],
+        F.lit(None).cast("string"),
+    )
+    pairs = [column for name, value in attributes for column in (F.lit(name), _text(value))]
+    mapped = records.select(
+        "_source_file",
+        "_unparsable",
+        F.coalesce(F.col("_raw"), F.to_json(F.struct(*data_columns))).alias("_raw_text"),
+        F.when(~F.col("_unparsable"), filtered).alias("_broken_rule"),
+        _text(_mapped(columns.user, known)).alias("user_id"),
+        _text(_mapped(columns.item, known)).alias("item_id"),
+        F.coalesce(_text(_mapped(columns.type, known)), F.lit("event")).alias("event_type"),
+        _text(raw_time).alias("_raw_time"),
+        _event_time(raw_time, time_kind, config.time_format, config.time_zone).alias("event_time"),
+        _mapped(columns.value, known).cast("double").alias("value"),
+        _text(_mapped(columns.session, known)).alias("session_key"),
+        (F.create_map(*pairs) if pairs else F.create_map()).cast("map<string,string>").alias("attributes"),
+    )
+    latest = F.lit(now) + F.expr(f"INTERVAL {_FUTURE_TOLERANCE}")
+    reason = (
+        F.when(F.col("_unparsable"), "unparsable")
+        .when(F.col("_broken_rule").isNotNull(), "filtered")
+        .when(F.col("user_id").isNull(), "missing_user")
+        .when(F.col("item_id").isNull(), "missing_item")
+        .when(F.col("_raw_time").isNull(), "missing_time")
+        .when(F.col("event_time").isNull(), "bad_time")
+        .when(F.col("event_time") < F.lit(config.earliest_time).cast("timestamp"), "time_out_of_range")
+        .when(F.col("event_time") > latest, "future_time")
+    )
+    detail = F.coalesce(
+        F.col("_broken_rule"), F.when(F.col("user_id").isNotNull() & F.col("item_id").isNotNull(), F.col("_raw_time"))
+    )
+    judged = mapped.withColumn("reason", reason)
+    return judged.select(
+        F.col("_source_file").alias("source_file"),
+        "reason",
+        F.when(F.col("reason").isNotNull(), F.col("_raw_text")).alias("raw"),
+        F.when(F.col("reason").isNotNull() & ~F.col("_unparsable"), detail).alias("detail"),
+        F.when(F.col("reason").isNull(), _event_id()).alias("event_id"),
+        "user_id",
+        "item_id",
+        "event_type",
+        "event_time",
+        F.when(~F.isnan("value"), F.col("value")).alias("value"),
+        "session_key",
+        "attributes",
+        F.to_date("event_time").alias("event_date"),
+    )
+
+
+def _event_id() -> Column:
+    """Half a SHA-256 over the event's identity; fields are told apart by a separator and nulls from empty texts by a mark."""
+    parts = [
+        F.col("user_id"),
+        F.col("item_id"),
+        F.col("event_type"),
+        F.unix_micros("event_time").cast("string"),
+        F.col("value").cast("string"),
+        F.col("session_key"),
+        F.to_json("attributes"),
+    ]
+    marked = [F.coalesce(F.concat(F.lit("="), part), F.lit("-")) for part in parts]
+    return F.substring(F.sha2(F.concat_ws(_SEPARATOR, *marked), 256), 1, 32)
+
+
+def accepted_events(judged: DataFrame) -> DataFrame:
+    """Accepted records, each with `occurrence`: 1 for the one that becomes the event, more for its duplicates in this batch.
+
+    Of equal records the first by file name counts, so that a rerun keeps the same one.
+    """
+    accepted = judged.where(F.col("reason").isNull()).drop("reason", "raw", "detail")
+    of_the_same_event = Window.partitionBy("event_id").orderBy("source_file")
+    return accepted.withColumn("occurrence", F.row_number().over(of_the_same_event))
+
+
+def rejected_records(judged: DataFrame) -> DataFrame:
+    """Rejected records with a `record_id` of their own: equal broken lines of one file are told apart by their occurrence."""
+    rejected = judged.where(F.col("reason").isNotNull()).select("source_file", "raw", "reason", "detail")
+    equal_records = Window.partitionBy("source_file", "raw").orderBy("reason")
+    occurrence = F.row_number().over(equal_records).cast("string")
+    identity = F.concat_ws(_SEPARATOR, F.col("source_file"), F.coalesce("raw", F.lit("")), occurrence)
+    return rejected.withColumn("record_id", F.substring(F.sha2(identity, 256), 1, 32))

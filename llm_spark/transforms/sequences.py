@@ -1,0 +1,110 @@
+"""Sessions into histories: tokens for items, one shuffle by user, one sort, one pass of the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from llm_spark.config import SequencesConfig
+from llm_spark.schemas import SPLITS, UNKNOWN_TOKEN
+from llm_spark.transforms.history_kernel import HistoryRules, SpanChooser, history_batches, latest_spans, split_spans
+
+_KERNEL_OUTPUT = """user_id string, split int, row_number int, tokens array<int>, event_types array<int>, values array<float>,
+session_starts array<int>, event_times array<bigint>, first_target int, started_at timestamp"""
+_HISTORY_COLUMNS = ("tokens", "event_types", "values", "session_starts", "event_times", "first_target", "started_at")
+_EPOCH = datetime(1970, 1, 1)
+
+
+@dataclass(frozen=True)
+class SplitTimes:
+    """UTC: training ends before `train_until`, validation before `validation_until`; the rest is test."""
+
+    train_until: datetime
+    validation_until: datetime
+
+
+def split_time_quantiles(sessions: DataFrame, config: SequencesConfig) -> DataFrame:
+    """One row, train_until and validation_until (to the minute), so that the configured shares of the events lie after them."""
+    minute = (F.unix_seconds("ended_at") / 60).cast("bigint")
+    at = F.array(F.lit(1 - config.validation_fraction - config.test_fraction), F.lit(1 - config.test_fraction))
+    minutes = sessions.agg(F.percentile(minute, at, F.col("num_events")).alias("minutes"))
+    whole = [F.timestamp_seconds(F.floor(F.col("minutes")[place]) * 60) for place in (0, 1)]
+    return minutes.select(whole[0].alias("train_until"), whole[1].alias("validation_until"))
+
+
+def tokenized_steps(sessions: DataFrame, vocabulary: DataFrame, event_types: DataFrame) -> DataFrame:
+    """One row an event, items and event types as tokens; what the vocabulary lacks is unknown. Every event matches at most one token."""
+    zipped = F.arrays_zip("item_ids", F.col("event_types").alias("types"), "event_times", "event_values")
+    steps = sessions.select(
+        "user_id",
+        "session_id",
+        F.col("ended_at").alias("session_ended_at"),
+        F.posexplode(zipped).alias("place", "step"),
+    )
+    named = steps.select(
+        "user_id",
+        "session_id",
+        "session_ended_at",
+        "place",
+        F.col("step.item_ids").alias("item_id"),
+        F.col("step.types").alias("event_type_id"),
+        F.col("step.event_times").alias("event_time"),
+        F.col("step.event_values").alias("value"),
+    )
+    item_tokens = vocabulary.select("item_id", "token")
+    type_tokens = F.broadcast(
+        event_types.select(F.col("event_type").alias("event_type_id"), F.col("token").alias("event_type"))
+    )
+    return (
+        named.join(item_tokens, "item_id", "left")
+        .join(type_tokens, "event_type_id", "left")
+        .select(
+            "user_id",
+            "session_id",
+            "session_ended_at",
+            "place",
+            "event_time",
+            F.coalesce("token", F.lit(UNKNOWN_TOKEN)).alias("token"),
+            F.coalesce("event_type", F.lit(UNKNOWN_TOKEN)).alias("event_type"),
+            F.col("value").cast("float").alias("value"),
+        )
+    )
+
+
+def _histories(steps: DataFrame, choose: SpanChooser) -> DataFrame:
+    def run_kernel(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        return history_batches(batches, choose)
+
+    # By the end of the session, so that each split is one stretch of the history also where sessions of a user overlap.
+    by_user = steps.repartition("user_id").sortWithinPartitions("user_id", "session_ended_at", "session_id", "place")
+    return by_user.drop("place").mapInArrow(run_kernel, _KERNEL_OUTPUT)
+
+
+def sequences(steps: DataFrame, config: SequencesConfig, times: SplitTimes) -> DataFrame:
+    """Rows of schemas.SEQUENCES: histories cut by time into training, validation and test.
+
+    A session belongs to the split in which it ends. What stands before a split's beginning is context, never a target, and no row of
+    training holds an event at or after `train_until`.
+    """
+    rules = HistoryRules(
+        config.max_tokens, config.burn_in_tokens, _micros(times.train_until), _micros(times.validation_until)
+    )
+    rows = _histories(steps, split_spans(rules))
+    split = F.element_at(F.array(*[F.lit(name) for name in SPLITS]), F.col("split") + 1)
+    identity = F.concat_ws("\x1f", F.col("user_id"), split, F.col("row_number").cast("string"))
+    sequence_id = F.substring(F.sha2(identity, 256), 1, 32).alias("sequence_id")
+    return rows.select(sequence_id, "user_id", split.alias("split"), *_HISTORY_COLUMNS)
+
+
+def latest_histories(steps: DataFrame, max_tokens: int) -> DataFrame:
+    """One row a user: the newest `max_tokens` steps."""
+    return _histories(steps, latest_spans(max_tokens)).select("user_id", *_HISTORY_COLUMNS)
+
+
+def _micros(time: datetime) -> int:
+    return round((time - _EPOCH).total_seconds() * 1_000_000)

@@ -1,0 +1,58 @@
+"""Events into sessions: one shuffle by user, one sort, one pass of the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from llm_spark.config import SessionizeConfig
+from llm_spark.transforms.session_kernel import SessionRules, sessionize_batches
+
+_KERNEL_OUTPUT = """user_id string, session_key string, first_event_id string, started_at timestamp, ended_at timestamp, num_events int,
+item_ids array<string>, event_types array<string>, event_times array<timestamp>, event_values array<double>"""
+
+
+def user_bucket(num_buckets: int) -> Column:
+    return F.pmod(F.xxhash64("user_id"), F.lit(num_buckets)).cast("int")
+
+
+def sessionize(events: DataFrame, config: SessionizeConfig, by_key: bool) -> DataFrame:
+    """Sessions of `events`, in the columns of schemas.SESSIONS.
+
+    A pause strictly longer than `gap_seconds` opens a new session, or a change of the log's own session key (`by_key`). Events of equal
+    time stand in the order of their event_id, so that a rerun is equal to the bit.
+    """
+    rules = SessionRules(config.gap_seconds, config.max_length_seconds, config.max_events, by_key)
+
+    def run_kernel(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        return sessionize_batches(batches, rules)
+
+    bucketed = events.select(
+        user_bucket(config.num_buckets).alias("user_bucket"),
+        "user_id",
+        "session_key",
+        "event_time",
+        "event_id",
+        "item_id",
+        "event_type",
+        "value",
+    )
+    order = ["user_bucket", "user_id", *(["session_key"] if by_key else []), "event_time", "event_id"]
+    by_user = bucketed.repartitionById(config.num_buckets, F.col("user_bucket")).sortWithinPartitions(*order)
+    closed_sessions = by_user.drop("user_bucket").mapInArrow(run_kernel, _KERNEL_OUTPUT)
+    identity = F.concat_ws("\x1f", F.col("user_id"), F.coalesce("session_key", F.lit("")), F.col("first_event_id"))
+    return closed_sessions.select(
+        F.substring(F.sha2(identity, 256), 1, 32).alias("session_id"),
+        "user_id",
+        user_bucket(config.num_buckets).alias("user_bucket"),
+        "started_at",
+        "ended_at",
+        "num_events",
+        "item_ids",
+        "event_types",
+        "event_times",
+        "event_values",
+    )

@@ -1,0 +1,153 @@
+"""Records into events: each verdict, each time format, and identities that tell apart what differs."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from llm_spark.config import ColumnsConfig, IngestConfig
+from llm_spark.transforms.events import accepted_events, judge, rejected_records
+from llm_spark.transforms.records import parse_access_log, parse_json_lines
+
+NOW = datetime(2026, 1, 1)
+COLUMNS = ColumnsConfig(user="u", item="i", time="t")
+
+
+def records(
+    spark: SparkSession, rows: list[tuple[Any, ...]], columns: str = "u string, i string, t string"
+) -> DataFrame:
+    return spark.createDataFrame(rows, columns).withColumns(
+        {"_source_file": F.lit("file:/a"), "_raw": F.lit(None).cast("string"), "_unparsable": F.lit(False)}
+    )
+
+
+def verdicts(frame: DataFrame, config: IngestConfig) -> list[Any]:
+    return [row["reason"] for row in judge(frame, config, NOW).collect()]
+
+
+def times(spark: SparkSession, texts: list[str], **settings: str) -> list[datetime | None]:
+    frame = records(spark, [("u", "i", text) for text in texts])
+    return [row["event_time"] for row in judge(frame, IngestConfig(columns=COLUMNS, **settings), NOW).collect()]
+
+
+def test_each_fault_of_a_record_has_its_own_reason(spark: SparkSession) -> None:
+    rows = [
+        ("u", "i", "2025-01-01 00:00:00"),
+        (None, "i", "2025-01-01 00:00:00"),
+        ("  ", "i", "2025-01-01 00:00:00"),
+        ("u", "", "2025-01-01 00:00:00"),
+        ("u", "i", None),
+        ("u", "i", "yesterday"),
+        ("u", "i", "1970-01-01 00:00:00"),
+        ("u", "i", "2026-01-03 00:00:00"),
+        ("u", "bad", "2025-01-01 00:00:00"),
+    ]
+    config = IngestConfig(columns=COLUMNS, filters=["i <> 'bad'"])
+    assert verdicts(records(spark, rows), config) == [
+        None,
+        "missing_user",
+        "missing_user",
+        "missing_item",
+        "missing_time",
+        "bad_time",
+        "time_out_of_range",
+        "future_time",
+        "filtered",
+    ]
+
+
+def test_a_filter_that_cannot_be_decided_does_not_let_the_record_through(spark: SparkSession) -> None:
+    frame = records(spark, [("u", None, "2025-01-01 00:00:00")])
+    assert verdicts(frame, IngestConfig(columns=COLUMNS, filters=["i <> 'bad'"])) == ["filtered"]
+
+
+def test_float_epoch_seconds_keep_their_milliseconds(spark: SparkSession) -> None:
+    assert times(spark, ["1396437466.94", "1.396437466E9", "x"], time_format="epoch_s") == [
+        datetime(2014, 4, 2, 11, 17, 46, 940_000),
+        datetime(2014, 4, 2, 11, 17, 46),
+        None,
+    ]
+
+
+@pytest.mark.parametrize(("unit", "text"), [("epoch_ms", "1396437466940"), ("epoch_us", "1396437466940000")])
+def test_epochs_of_finer_units_are_read(spark: SparkSession, unit: str, text: str) -> None:
+    assert times(spark, [text], time_format=unit) == [datetime(2014, 4, 2, 11, 17, 46, 940_000)]
+
+
+def test_a_local_time_is_taken_in_its_zone_with_daylight_saving(spark: SparkSession) -> None:
+    found = times(
+        spark,
+        ["2011-07-01 12:00:00", "2011-12-01 12:00:00"],
+        time_format="yyyy-MM-dd HH:mm:ss",
+        time_zone="Europe/London",
+    )
+    assert found == [datetime(2011, 7, 1, 11), datetime(2011, 12, 1, 12)]
+
+
+def test_a_time_that_carries_its_zone_is_not_shifted_again(spark: SparkSession) -> None:
+    assert times(spark, ["2025-01-01T12:00:00+02:00", "2025-01-01T12:00:00"], time_zone="Asia/Tokyo") == [
+        datetime(2025, 1, 1, 10),
+        datetime(2025, 1, 1, 3),
+    ]
+    access = times(spark, ["17/May/2015:10:05:03 +0200"], time_format="dd/MMM/yyyy:HH:mm:ss Z", time_zone="Asia/Tokyo")
+    assert access == [datetime(2015, 5, 17, 8, 5, 3)]
+
+
+def test_records_that_differ_in_any_mapped_field_are_different_events(spark: SparkSession) -> None:
+    rows = [
+        ("u", "i", "2025-01-01 00:00:00", 1.0),
+        ("u", "i", "2025-01-01 00:00:00", None),
+        ("u", "i", "2025-01-01 00:00:01", 1.0),
+    ]
+    config = IngestConfig(columns=ColumnsConfig(user="u", item="i", time="t", value="v", attributes={"w": "v"}))
+    frame = records(spark, rows + rows[:1], "u string, i string, t string, v double")
+    events = accepted_events(judge(frame, config, NOW)).collect()
+    assert len({row["event_id"] for row in events}) == 3
+    assert sorted(row["occurrence"] for row in events) == [1, 1, 1, 2]
+
+
+def test_equal_broken_lines_of_one_file_are_two_rejected_records(spark: SparkSession) -> None:
+    frame = records(spark, [("u", "i", None), ("u", "i", None)])
+    rejected = rejected_records(judge(frame, IngestConfig(columns=COLUMNS), NOW)).collect()
+    assert len({row["record_id"] for row in rejected}) == 2
+    assert rejected[0]["raw"] == '{"u":"u","i":"i"}'
+
+
+def lines(spark: SparkSession, texts: list[str]) -> DataFrame:
+    return spark.createDataFrame([("file:/a", text) for text in texts], "_source_file string, _raw string")
+
+
+def test_json_fields_are_read_as_text_and_broken_lines_are_marked(spark: SparkSession) -> None:
+    texts = [
+        '{"user": {"id": 17850.0}, "n": 12345678901234567890}',
+        '{"user": {"id"',
+        "[]",
+        '{"n": "é\\u00e9"}',
+        "null",
+    ]
+    rows = parse_json_lines(lines(spark, texts), [("user", "id"), ("n",)]).collect()
+    assert [(row["user"]["id"] if row["user"] else None, row["n"], row["_unparsable"]) for row in rows[:2]] == [
+        ("17850.0", "12345678901234567890", False),
+        (None, None, True),
+    ]
+    assert (rows[3]["n"], rows[3]["_unparsable"]) == ("éé", False)
+    assert rows[4]["_unparsable"]
+
+
+def test_an_access_log_line_is_split_into_its_fields(spark: SparkSession) -> None:
+    good = r'1.2.3.4 - bob [17/May/2015:10:05:03 +0000] "GET /a/b.html?q=1 HTTP/1.1" 200 - "-" "Agent \"X\" (bot)"'
+    row, broken = parse_access_log(lines(spark, [good, good[:60]])).collect()
+    assert (row["host"], row["user"], row["identity"], row["method"], row["path"]) == (
+        "1.2.3.4",
+        "bob",
+        None,
+        "GET",
+        "/a/b.html",
+    )
+    assert (row["status"], row["size"], row["referrer"], row["agent"]) == ("200", None, None, r"Agent \"X\" (bot)")
+    assert not row["_unparsable"]
+    assert broken["_unparsable"]

@@ -1,0 +1,120 @@
+"""Sessions, vocabulary and sequences as DataFrames: shuffles and joins around the kernels."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+from llm_spark.config import SequencesConfig, SessionizeConfig
+from llm_spark.transforms.sequences import (
+    SplitTimes,
+    latest_histories,
+    sequences,
+    split_time_quantiles,
+    tokenized_steps,
+)
+from llm_spark.transforms.sessions import sessionize
+from llm_spark.transforms.vocabulary import item_counts, new_tokens
+
+START = datetime(2025, 1, 1)
+
+
+def events(spark: SparkSession, rows: list[tuple[str, int, str]]) -> DataFrame:
+    """Rows of (user, minute, item)."""
+    full = [
+        (f"e{place:03}", user, item, "view", START + timedelta(minutes=minute), float(minute), None)
+        for place, (user, minute, item) in enumerate(rows)
+    ]
+    return spark.createDataFrame(
+        full,
+        "event_id string, user_id string, item_id string, event_type string, event_time timestamp, value double, session_key string",
+    )
+
+
+TWO_USERS = [
+    ("u", 0, "a"),
+    ("u", 10, "b"),
+    ("v", 5, "a"),
+    ("u", 41, "c"),
+    ("v", 6, "b"),
+    ("u", 100, "a"),
+    ("u", 101, "a"),
+]
+
+
+@pytest.mark.parametrize("num_partitions", [1, 3])
+def test_events_in_any_order_and_partitioning_give_the_same_sessions(spark: SparkSession, num_partitions: int) -> None:
+    shuffled = events(spark, TWO_USERS).orderBy("item_id").repartition(num_partitions)
+    rows = sessionize(shuffled, SessionizeConfig(gap_seconds=1800), by_key=False).collect()
+    found = sorted((row["user_id"], row["started_at"].minute, row["item_ids"], row["event_values"]) for row in rows)
+    assert found == [
+        ("u", 0, ["a", "b"], [0.0, 10.0]),
+        ("u", 40, ["a", "a"], [100.0, 101.0]),
+        ("u", 41, ["c"], [41.0]),
+        ("v", 5, ["a", "b"], [5.0, 6.0]),
+    ]
+    assert len({row["session_id"] for row in rows}) == 4
+
+
+def test_a_late_event_leaves_the_ids_of_the_other_sessions_alone(spark: SparkSession) -> None:
+    def ids(rows: list[tuple[str, int, str]]) -> dict[tuple[str, datetime], str]:
+        made = sessionize(events(spark, rows), SessionizeConfig(), by_key=False).collect()
+        return {(row["user_id"], row["started_at"]): row["session_id"] for row in made}
+
+    before, after = ids(TWO_USERS), ids([*TWO_USERS, ("u", 102, "z")])
+    assert before == after
+
+
+def sessions_of(spark: SparkSession) -> DataFrame:
+    return sessionize(events(spark, TWO_USERS), SessionizeConfig(), by_key=False)
+
+
+def test_tokens_follow_frequency_and_are_appended_never_reused(spark: SparkSession) -> None:
+    counts = item_counts(sessions_of(spark))
+    none = spark.createDataFrame([], "token int, item_id string")
+    first = new_tokens(counts, none, "item_id", min_count=2, max_tokens=0)
+    assert {row["item_id"]: row["token"] for row in first.collect()} == {"a": 2, "b": 3}
+    known = spark.createDataFrame([(2, "b"), (9, "z")], "token int, item_id string")
+    more = new_tokens(counts, known, "item_id", min_count=1, max_tokens=0)
+    assert {row["item_id"]: row["token"] for row in more.collect()} == {"a": 10, "c": 11}
+    capped = new_tokens(counts, known, "item_id", min_count=1, max_tokens=3)
+    assert {row["item_id"]: row["token"] for row in capped.collect()} == {"a": 10}
+
+
+def steps_of(spark: SparkSession) -> DataFrame:
+    vocabulary = spark.createDataFrame([(2, "a"), (3, "b")], "token int, item_id string")
+    types = spark.createDataFrame([(2, "view")], "token int, event_type string")
+    return tokenized_steps(sessions_of(spark), vocabulary, types)
+
+
+def test_sequences_are_cut_by_time_and_unknown_items_stay_unknown(spark: SparkSession) -> None:
+    times = SplitTimes(START + timedelta(minutes=40), START + timedelta(minutes=60))
+    rows = sequences(steps_of(spark), SequencesConfig(), times).collect()
+    found = sorted((row["user_id"], row["split"], row["tokens"], row["first_target"]) for row in rows)
+    assert found == [
+        ("u", "test", [2, 3, 1, 2, 2], 3),
+        ("u", "train", [2, 3], 1),
+        ("u", "validation", [2, 3, 1], 2),
+        ("v", "train", [2, 3], 1),
+    ]
+    assert len({row["sequence_id"] for row in rows}) == 4
+
+
+def test_the_latest_history_of_each_user_is_its_newest_tokens(spark: SparkSession) -> None:
+    rows = latest_histories(steps_of(spark), 3).collect()
+    assert sorted((row["user_id"], row["tokens"], row["session_starts"]) for row in rows) == [
+        ("u", [1, 2, 2], [0, 1]),
+        ("v", [2, 3], [0]),
+    ]
+
+
+def test_split_times_leave_the_configured_shares_of_events_after_them(spark: SparkSession) -> None:
+    rows = [(f"u{minute}", minute, "a") for minute in range(100)]
+    sessions = sessionize(events(spark, rows), SessionizeConfig(), by_key=False)
+    (times,) = split_time_quantiles(sessions, SequencesConfig(validation_fraction=0.2, test_fraction=0.1)).collect()
+    after_training = sum(START + timedelta(minutes=minute) >= times["train_until"] for _, minute, _ in rows)
+    after_validation = sum(START + timedelta(minutes=minute) >= times["validation_until"] for _, minute, _ in rows)
+    assert abs(after_training - 30) <= 1
+    assert abs(after_validation - 10) <= 1

@@ -1,0 +1,135 @@
+"""The sessionization kernel against a brute-force reference and hand-worked days."""
+
+from __future__ import annotations
+
+import itertools
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_spark.transforms.session_kernel import SessionRules, sessionize_batches
+
+Event = tuple[str, str | None, int]  # user, session key, time in seconds
+
+
+def batches_of(events: list[Event], cuts: list[int]) -> list[pa.RecordBatch]:
+    table = pa.table(
+        {
+            "user_id": pa.array([user for user, _, _ in events], pa.string()),
+            "session_key": pa.array([key for _, key, _ in events], pa.string()),
+            "event_time": pa.array([time * 1_000_000 for _, _, time in events], pa.timestamp("us", tz="UTC")),
+            "event_id": pa.array([f"e{place}" for place in range(len(events))], pa.string()),
+            "item_id": pa.array([f"i{place}" for place in range(len(events))], pa.string()),
+            "event_type": pa.array(["view"] * len(events), pa.string()),
+            "value": pa.array([None if place % 3 else float(place) for place in range(len(events))], pa.float64()),
+        }
+    )
+    edges = [0, *sorted(min(cut, len(events)) for cut in cuts), len(events)]
+    return [
+        batch
+        for start, end in itertools.pairwise(edges)
+        for batch in (
+            table.slice(start, end - start).combine_chunks().to_batches()
+            or [pa.RecordBatch.from_pylist([], table.schema)]
+        )
+    ]
+
+
+def sessions_of(events: list[Event], rules: SessionRules, cuts: list[int] | None = None) -> list[list[str]]:
+    found = []
+    for batch in sessionize_batches(batches_of(events, cuts or []), rules):
+        for session in batch.to_pylist():
+            assert session["num_events"] == len(session["item_ids"]) == len(session["event_values"])
+            assert session["started_at"] == session["event_times"][0]
+            assert session["ended_at"] == session["event_times"][-1]
+            assert session["first_event_id"] == session["item_ids"][0].replace("i", "e")
+            found.append(session["item_ids"])
+    return found
+
+
+def brute_force(events: list[Event], rules: SessionRules) -> list[list[str]]:
+    sessions: list[list[tuple[int, Event]]] = []
+    for place, event in enumerate(events):
+        if sessions:
+            first, last = sessions[-1][0][1], sessions[-1][-1][1]
+            same_user = last[0] == event[0]
+            if rules.by_key:
+                goes_on = same_user and last[1] == event[1]
+            else:
+                goes_on = (
+                    same_user
+                    and event[2] - last[2] <= rules.gap_seconds
+                    and event[2] - first[2] <= rules.max_length_seconds
+                )
+            if goes_on and len(sessions[-1]) < rules.max_events:
+                sessions[-1].append((place, event))
+                continue
+        sessions.append([(place, event)])
+    return [[f"i{place}" for place, _ in session] for session in sessions]
+
+
+def by_gap(gap: int, length: int = 10**6, events: int = 10**6) -> SessionRules:
+    return SessionRules(gap, length, events, by_key=False)
+
+
+def test_a_pause_of_exactly_the_gap_stays_in_the_session() -> None:
+    assert sessions_of([("u", None, 0), ("u", None, 30), ("u", None, 61)], by_gap(30)) == [["i0", "i1"], ["i2"]]
+
+
+def test_a_new_user_opens_a_session_even_at_the_same_time() -> None:
+    assert sessions_of([("u", None, 5), ("v", None, 5)], by_gap(30)) == [["i0"], ["i1"]]
+
+
+def test_a_session_is_cut_where_it_exceeds_the_maximum_length() -> None:
+    events: list[Event] = [("u", None, time) for time in (0, 10, 20, 30, 40)]
+    assert sessions_of(events, by_gap(30, length=20)) == [["i0", "i1", "i2"], ["i3", "i4"]]
+
+
+def test_a_session_key_from_the_log_rules_over_the_gap() -> None:
+    events: list[Event] = [("u", "a", 0), ("u", "a", 9_999), ("u", "b", 9_999), ("u", None, 9_999), ("u", None, 9_999)]
+    assert sessions_of(events, SessionRules(30, 60, 100, by_key=True)) == [["i0", "i1"], ["i2"], ["i3", "i4"]]
+
+
+def test_no_events_give_no_sessions() -> None:
+    assert sessions_of([], by_gap(30)) == []
+
+
+def test_only_the_open_session_is_held_back_between_batches() -> None:
+    events: list[Event] = [("bot", None, time) for time in range(100)]
+    batches = iter(batches_of(events, list(range(10, 100, 10))))
+    kernel = sessionize_batches(batches, by_gap(30, events=7))
+    first = next(kernel)
+    assert first.num_rows == 1
+    assert len(list(batches)) == 9, "the first sessions came out before the later batches were read"
+
+
+logs = st.lists(st.tuples(st.sampled_from("uvw"), st.sampled_from([None, "a", "b"]), st.integers(0, 200)), max_size=60)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    events=logs,
+    cuts=st.lists(st.integers(0, 60), max_size=6),
+    gap=st.integers(1, 40),
+    length=st.integers(1, 120),
+    most=st.integers(1, 12),
+    by_key=st.booleans(),
+)
+def test_any_log_cut_into_any_batches_gives_the_sessions_of_the_brute_force(
+    events: list[Event], cuts: list[int], gap: int, length: int, most: int, by_key: bool
+) -> None:
+    ordered = sorted(
+        events, key=lambda event: (event[0], (event[1] is not None, event[1] or "") if by_key else (), event[2])
+    )
+    rules = SessionRules(gap, length, most, by_key)
+    assert sessions_of(ordered, rules, cuts) == brute_force(ordered, rules)
+
+
+@pytest.mark.parametrize("unit", ["us", "ns", "ms"])
+def test_times_of_any_unit_give_the_same_sessions(unit: str) -> None:
+    times = pa.array([0, 30_000_000, 61_000_000], pa.timestamp("us", tz="UTC")).cast(pa.timestamp(unit, tz="UTC"))
+    batch = batches_of([("u", None, 0), ("u", None, 30), ("u", None, 61)], [])[0]
+    batch = batch.set_column(batch.schema.get_field_index("event_time"), "event_time", times)
+    assert [row["num_events"] for out in sessionize_batches([batch], by_gap(30)) for row in out.to_pylist()] == [2, 1]
