@@ -1,0 +1,151 @@
+"""The `llm-spark` command: parse, load the config, call one pipeline, print what it did.
+
+Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage or config, 3 the data did not pass a gate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from llm_spark import config as settings
+from llm_spark import logs
+from llm_spark.config import Config
+from llm_spark.errors import UserError
+from llm_spark.logs import log
+
+STAGES = {
+    "ingest": "raw files -> events, events_rejected",
+    "sessionize": "events -> sessions",
+    "sequences": "sessions -> vocabulary, sequences",
+    "train": "sequences -> a model",
+    "evaluate": "the model on the test sequences -> evaluation",
+    "score": "every user's next items -> predictions",
+}
+# What a stage reads of the config and cannot do without.
+_NEEDS: dict[str, tuple[str, ...]] = {
+    stage: ("ingest",) if stage in ("ingest", "sessionize", "score") else () for stage in STAGES
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = _parser()
+    try:
+        given = parser.parse_args(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    logs.configure(given.debug)
+    try:
+        given.run(given)
+    except UserError as error:
+        if given.debug:
+            log.exception("failed")
+        print(f"llm-spark {given.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"llm-spark {given.command}: interrupted; run it again to go on", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if given.debug:
+            raise
+        line = next((line for line in str(error).splitlines() if line.strip()), "")
+        print(f"llm-spark {given.command}: {type(error).__name__}: {line[:300]} (--debug shows where)", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llm-spark", description="Raw event logs in, next-event predictions in SQL tables out."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, help_text: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help_text, description=help_text)
+        added.add_argument("--debug", action="store_true", help="show stack traces")
+        added.set_defaults(run=run)
+        return added
+
+    def configured(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--config", metavar="FILE", help="YAML settings")
+        added.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that win over the file")
+
+    for stage, what in STAGES.items():
+        added = command(stage, what, _run_stage)
+        configured(added)
+        added.add_argument("--show-config", action="store_true", help="print the merged settings and stop")
+    query = command("sql", "query the tables", _run_sql)
+    query.add_argument("query", metavar="SELECT", help="Spark SQL; the tables are registered by name")
+    query.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    query.add_argument("--max-rows", type=int, default=1000, metavar="N")
+    configured(query)
+    configured(command("tables", "what is in the warehouse: version, rows, newest event", _run_tables))
+    simulate = command(
+        "simulate", "write raw logs of simulated users, with every trouble that real logs have", _run_simulate
+    )
+    simulate.add_argument("folder", help="where to write them")
+    simulate.add_argument("--format", choices=("jsonl", "csv", "both"), default="jsonl")
+    simulate.add_argument("overrides", nargs="*", metavar="key=value", help="for example num_users=500 seed=7")
+    demo = command("demo", "the whole chain on simulated logs, on this machine, in minutes", _run_demo)
+    demo.add_argument("--folder", default="llm_spark_demo", help="where to put logs, settings and warehouse")
+    return parser
+
+
+def _load(given: argparse.Namespace, needs: tuple[str, ...] = ()) -> Config:
+    return settings.load(given.config, given.overrides, needs)
+
+
+def _run_stage(given: argparse.Namespace) -> None:
+    loaded = _load(given, () if given.show_config else _NEEDS[given.command])
+    if given.show_config:
+        print(settings.show(loaded), end="")
+        return
+    from llm_spark.pipelines.stages import run_stage
+
+    _with_spark(loaded, lambda warehouse: run_stage(given.command, warehouse, loaded))
+
+
+def _with_spark(loaded: Config, work: Callable) -> None:
+    from llm_spark import spark
+    from llm_spark.tables.warehouse import Warehouse
+
+    session = spark.session(loaded.spark)
+    try:
+        work(Warehouse(session, loaded.warehouse))
+    finally:
+        session.stop()
+
+
+def _run_sql(given: argparse.Namespace) -> None:
+    from llm_spark.pipelines.query import print_query
+
+    _with_spark(_load(given), lambda warehouse: print_query(warehouse, given.query, given.format, given.max_rows))
+
+
+def _run_tables(given: argparse.Namespace) -> None:
+    from llm_spark.pipelines.query import print_tables
+
+    _with_spark(_load(given), print_tables)
+
+
+def _run_simulate(given: argparse.Namespace) -> None:
+    from llm_spark.pipelines.simulate import simulate
+
+    simulate(Path(given.folder), given.format, given.overrides)
+
+
+def _run_demo(given: argparse.Namespace) -> None:
+    from llm_spark.pipelines.demo import prepare, run
+    from llm_spark.spark import check_java
+
+    check_java()
+    config_file = prepare(Path(given.folder))
+    loaded = settings.load(config_file, [], tuple(_NEEDS))
+    _with_spark(loaded, lambda warehouse: run(warehouse, loaded, config_file))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The account that each stage gives of itself, and its row in `runs`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from llm_spark.logs import log
+from llm_spark.schemas import RUNS, Table
+from llm_spark.tables.warehouse import Warehouse
+
+
+@dataclass
+class Account:
+    """What a stage did: rows in, out, rejected by reason, table versions read and written, and remarks in words."""
+
+    stage: str
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC).replace(tzinfo=None))
+    nothing_to_do: str = ""
+    """Why there was nothing to do; empty where something was done."""
+    rows_in: dict[str, int] = field(default_factory=dict)
+    rows_out: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
+    read: dict[str, int] = field(default_factory=dict)
+    written: dict[str, int] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    _began: float = field(default_factory=time.monotonic)
+
+    def wrote(self, warehouse: Warehouse, *tables: Table) -> None:
+        self.written |= {table.name: warehouse.version(table) for table in tables}
+
+    def close(self, warehouse: Warehouse) -> None:
+        """Take the time, record the run unless nothing was done, and print the account."""
+        self.seconds = time.monotonic() - self._began
+        if self.nothing_to_do:
+            log.info("%s: nothing to do, %s", self.stage, self.nothing_to_do)
+            return
+        self._record(warehouse)
+        for line in self.lines():
+            log.info("%s", line)
+
+    def lines(self) -> list[str]:
+        def counts(numbers: dict[str, int]) -> str:
+            return ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in numbers.items())
+
+        lines = [f"{self.stage}: {counts(self.rows_in)} in, {counts(self.rows_out)} out, {self.seconds:.1f} s"]
+        if any(self.rejected.values()):
+            lines.append(f"  rejected: {counts({reason: n for reason, n in self.rejected.items() if n})}")
+        versions = [
+            f"{how} {', '.join(f'{name} v{v}' for name, v in tables.items())}"
+            for how, tables in (("read", self.read), ("wrote", self.written))
+            if tables
+        ]
+        if versions:
+            lines.append(f"  {'; '.join(versions)}")
+        return lines + [f"  {remark}" for remark in self.remarks]
+
+    def _record(self, warehouse: Warehouse) -> None:
+        told = dataclasses.asdict(self)
+        kept = {name: told[name] for name in ("rows_in", "rows_out", "rejected", "read", "written", "remarks")}
+        row = (self.run_id, self.stage, self.started_at, self.seconds, "done", json.dumps(kept))
+        warehouse.append(RUNS, warehouse.spark.createDataFrame([row], RUNS.schema), f"run-{self.run_id}")

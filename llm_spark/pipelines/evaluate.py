@@ -1,0 +1,82 @@
+"""evaluate: the champion on the test sequences, beside the baselines -> evaluation."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from llm_spark.config import Config
+from llm_spark.errors import DataError
+from llm_spark.evaluation.baselines import popularity_ranks
+from llm_spark.evaluation.metrics import ranking_metrics
+from llm_spark.logs import progress
+from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.train import champion
+from llm_spark.schemas import EVALUATION, SEQUENCES, VOCABULARY
+from llm_spark.scoring import TARGET_RANKS_DDL, target_ranks
+from llm_spark.tables.warehouse import Warehouse
+
+_MODEL_INPUTS = (
+    "sequence_id",
+    "user_id",
+    "tokens",
+    "event_types",
+    "values",
+    "session_starts",
+    "event_times",
+    "first_target",
+)
+
+
+def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
+    """Rank every test position against the whole vocabulary of the model, and by popularity, and write the metrics."""
+    model = champion(warehouse)
+    version = warehouse.version(SEQUENCES)
+    origin = {"model_id": model["model_id"], "sequences": version, "ks": list(config.evaluate.ks)}
+    if warehouse.origin(EVALUATION) == origin:
+        account.nothing_to_do = f"model {model['model_id']} was evaluated on sequences v{version} already"
+        return
+    all_sequences = warehouse.read(SEQUENCES, version)
+    test = all_sequences.where(F.col("split") == "test")
+    vocabulary = warehouse.read(VOCABULARY, json.loads(model["table_versions"])[VOCABULARY.name])
+    rank_kernel = functools.partial(
+        target_ranks, artifact_path=warehouse.model_path(model["model_id"]), batch_rows=config.evaluate.batch_rows
+    )
+    with progress("evaluate"):
+        num_tasks = warehouse.spark.sparkContext.defaultParallelism
+        spread = test.select(*_MODEL_INPUTS).repartition(num_tasks, "sequence_id")
+        ranks = spread.mapInArrow(rank_kernel, TARGET_RANKS_DDL).persist(StorageLevel.MEMORY_AND_DISK)
+        num_targets = ranks.count()
+        if num_targets == 0:
+            raise DataError(
+                "the test split has no position to predict: move sequences.validation_until, or bring later events"
+            )
+        by_popularity = popularity_ranks(ranks, all_sequences.where(F.col("split") == "train"), vocabulary)
+        metrics = _named(ranks, "model", config).unionByName(_named(by_popularity, "popularity", config))
+        stamped = metrics.withColumns({"model_id": F.lit(model["model_id"]), "sequences_version": F.lit(version)})
+        warehouse.replace_where(EVALUATION, stamped, f"model_id = '{model['model_id']}'", origin)
+        ranks.unpersist()
+    account.rows_in = {"test_sequences": test.count()}
+    account.rows_out = {"predicted_positions": num_targets}
+    account.read = {SEQUENCES.name: version}
+    account.wrote(warehouse, EVALUATION)
+    account.remarks += evaluation_lines(warehouse, model["model_id"])
+
+
+def _named(ranks: DataFrame, recommender: str, config: Config) -> DataFrame:
+    return ranking_metrics(ranks, config.evaluate.ks).withColumn("recommender", F.lit(recommender))
+
+
+def evaluation_lines(warehouse: Warehouse, model_id: str) -> list[str]:
+    """The metrics over all positions as lines of text, each with its 95 % interval."""
+    of_model = warehouse.read(EVALUATION).where((F.col("model_id") == model_id) & (F.col("slice") == "all"))
+    by_name: dict[str, dict[str, str]] = {}
+    for row in of_model.orderBy("name").collect():
+        interval = "" if row["ci_low"] is None else f" [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+        by_name.setdefault(row["name"], {})[row["recommender"]] = f"{row['value']:.3f}{interval}"
+    names = sorted(by_name, key=lambda name: (name.split("@")[0], int(name.split("@")[1]) if "@" in name else 0))
+    return [f"{name:<10} model {by_name[name]['model']:<24} popularity {by_name[name]['popularity']}" for name in names]

@@ -1,0 +1,59 @@
+"""SQL over the tables, and what tables there are, printed to stdout."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from llm_spark.errors import UsageError
+from llm_spark.logs import log
+from llm_spark.tables.warehouse import Warehouse, sql
+
+
+def print_query(warehouse: Warehouse, query: str, form: str, max_rows: int) -> None:
+    """Print the rows of a query as a table, CSV or JSON lines; at most `max_rows`, saying so where there are more."""
+    if max_rows < 1:
+        raise UsageError(f"--max-rows is {max_rows}: give 1 or more")
+    result = sql(warehouse, query)
+    rows = result.limit(max_rows + 1).collect()
+    if len(rows) > max_rows:
+        log.warning("only the first %d rows are shown: --max-rows shows more", max_rows)
+        rows = rows[:max_rows]
+    if form == "json":
+        for row in rows:
+            print(json.dumps(row.asDict(recursive=True), default=str))
+    elif form == "csv":
+        writer = csv.writer(sys.stdout)
+        writer.writerow(result.columns)
+        writer.writerows([["" if value is None else value for value in row] for row in rows])
+    else:
+        print_table(result.columns, [tuple(row) for row in rows])
+
+
+def print_tables(warehouse: Warehouse) -> None:
+    """Every table that exists: version, rows, newest event."""
+    states = warehouse.states()
+    if not states:
+        log.info("no table is in the warehouse '%s' yet", warehouse.root)
+        return
+    rows = [(state.name, state.version, f"{state.num_rows:,}", state.newest_event or "") for state in states]
+    print_table(["table", "version", "rows", "newest event (UTC)"], rows)
+
+
+def print_table(columns: list[str], rows: list[tuple]) -> None:
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*[_shown(value) for value in row])
+    # Off a terminal the table must not be cut to an assumed width.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console.print(table)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "NULL"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

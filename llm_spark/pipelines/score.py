@@ -1,0 +1,105 @@
+"""score: every user's newest history and the champion -> predictions."""
+
+from __future__ import annotations
+
+import functools
+import json
+from datetime import date, datetime, timedelta
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from llm_spark.config import Config
+from llm_spark.errors import DataError, UsageError
+from llm_spark.logs import progress
+from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.train import champion
+from llm_spark.schemas import EVENT_TYPES, PREDICTIONS, SESSIONS, VOCABULARY
+from llm_spark.scoring import RECOMMEND_DDL, recommend
+from llm_spark.tables.warehouse import Warehouse
+from llm_spark.transforms.sequences import latest_histories, tokenized_steps
+
+_MODEL_INPUTS = ("user_id", "tokens", "event_types", "values", "session_starts", "event_times", "session_open")
+
+
+def score(warehouse: Warehouse, config: Config, account: Account) -> None:
+    """Write the top k next items of every user as of a day, in place of what that day held."""
+    model = champion(warehouse)
+    sessions_version = warehouse.version(SESSIONS)
+    sessions = warehouse.read(SESSIONS, sessions_version)
+    as_of = _as_of(sessions, config.score.as_of)
+    origin = {
+        "as_of_date": str(as_of),
+        "model_id": model["model_id"],
+        "sessions": sessions_version,
+        "k": config.score.k,
+        "exclude_seen": config.score.exclude_seen,
+    }
+    if warehouse.origin(PREDICTIONS) == origin:
+        account.nothing_to_do = f"predictions as of {as_of} by model {model['model_id']} are there already"
+        return
+    versions = json.loads(model["table_versions"])
+    vocabulary = warehouse.read(VOCABULARY, versions[VOCABULARY.name])
+    event_types = warehouse.read(EVENT_TYPES, versions[EVENT_TYPES.name])
+    night = F.lit(datetime.combine(as_of + timedelta(days=1), datetime.min.time()))
+    with progress("score"):
+        steps = tokenized_steps(sessions, vocabulary, event_types).where(F.col("event_time") < night)
+        histories = latest_histories(steps, config.sequences.max_tokens)
+        inputs = histories.withColumn("session_open", _session_open(config, night)).select(*_MODEL_INPUTS)
+        kernel = functools.partial(
+            recommend,
+            artifact_path=warehouse.model_path(model["model_id"]),
+            k=config.score.k,
+            batch_rows=config.score.batch_rows,
+            exclude_seen=config.score.exclude_seen,
+        )
+        recommended = inputs.mapInArrow(kernel, RECOMMEND_DDL)
+        # Every token that the model can recommend is in the vocabulary it was trained with.
+        named = recommended.join(F.broadcast(vocabulary.select("token", "item_id")), "token", "inner")
+        stamped = named.withColumns(
+            {
+                "as_of_date": F.lit(as_of),
+                "model_id": F.lit(model["model_id"]),
+                "scored_at": F.lit(account.started_at),
+                "run_id": F.lit(account.run_id),
+            }
+        )
+        warehouse.replace_where(PREDICTIONS, stamped, f"as_of_date = DATE'{as_of}'", origin)
+    written = warehouse.read(PREDICTIONS).where(F.col("as_of_date") == F.lit(as_of))
+    counted = written.agg(F.count("*").alias("predictions"), F.count_distinct("user_id").alias("users")).first()
+    assert counted is not None
+    account.rows_in = {"sessions": sessions.count()}
+    account.rows_out = {"users": counted["users"], "predictions": counted["predictions"]}
+    account.read = {SESSIONS.name: sessions_version, VOCABULARY.name: versions[VOCABULARY.name]}
+    account.wrote(warehouse, PREDICTIONS)
+    account.remarks.append(f"as of {as_of}, by model {model['model_id']}")
+
+
+def _session_open(config: Config, night: Column) -> Column:
+    """Whether the next event would still belong to the user's last session.
+
+    Where each session is a user of its own there is no next session, so it is always open.
+    """
+    if config.ingest.columns.session is not None and config.ingest.columns.session == config.ingest.columns.user:
+        return F.lit(True)
+    last_event = F.element_at("event_times", -1)
+    return F.unix_seconds(night) - last_event <= config.sessionize.gap_seconds
+
+
+def _as_of(sessions: DataFrame, wanted: str | None) -> date:
+    span = sessions.agg(F.min("started_at").alias("first"), F.max("ended_at").alias("last")).first()
+    if span is None or span["first"] is None:
+        raise DataError(
+            "the sessions table is empty: run `llm-spark ingest` and `llm-spark sessionize` on logs that hold events"
+        )
+    if wanted is None:
+        return span["last"].date()
+    try:
+        as_of = date.fromisoformat(str(wanted))
+    except ValueError as error:
+        raise UsageError(f"score.as_of is '{wanted}': write a date such as 2026-01-31") from error
+    if as_of < span["first"].date():
+        raise UsageError(
+            f"score.as_of is {as_of}, before the first event ({span['first'].date()}): there is nothing to predict from"
+        )
+    return as_of

@@ -1,0 +1,107 @@
+"""sequences: sessions -> vocabulary, event_types, sequences."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from llm_spark.config import Config, SequencesConfig
+from llm_spark.errors import DataError, UsageError
+from llm_spark.logs import progress
+from llm_spark.pipelines.account import Account
+from llm_spark.schemas import EVENT_TYPES, SEQUENCES, SESSIONS, SPLITS, VOCABULARY, Table
+from llm_spark.tables.warehouse import Warehouse
+from llm_spark.transforms import vocabulary as tokens
+from llm_spark.transforms.sequences import SplitTimes, split_time_quantiles, tokenized_steps
+from llm_spark.transforms.sequences import sequences as sequences_of
+
+MIN_ITEMS = 2
+
+
+def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
+    """Split the sessions by time, extend the vocabulary from the training window, and write the histories of each split."""
+    settings = config.sequences
+    sessions_version = warehouse.version(SESSIONS)
+    made_from = {"sessions": sessions_version, **asdict(settings)}
+    origin = warehouse.origin(SEQUENCES)
+    if origin is not None and origin["made_from"] == made_from:
+        account.nothing_to_do = f"sequences are those of sessions v{sessions_version} already"
+        return
+    sessions = warehouse.read(SESSIONS, sessions_version)
+    with progress("sequences: vocabulary"):
+        times = _split_times(sessions, settings)
+        training_sessions = sessions.where(F.col("ended_at") < F.lit(times.train_until))
+        _extend(warehouse, EVENT_TYPES, tokens.event_type_counts(training_sessions), "event_type", 1, 0)
+        counts = tokens.item_counts(training_sessions)
+        _extend(warehouse, VOCABULARY, counts, "item_id", settings.min_item_count, settings.max_items)
+        num_items = warehouse.read_or_empty(VOCABULARY).count()
+    if num_items < MIN_ITEMS:
+        raise DataError(
+            f"the vocabulary has {num_items} items: there is no next one to choose; "
+            f"lower sequences.min_item_count (now {settings.min_item_count}) or bring more events before {times.train_until:%Y-%m-%d %H:%M}"
+        )
+    with progress("sequences: histories"):
+        steps = tokenized_steps(sessions, warehouse.read(VOCABULARY), warehouse.read(EVENT_TYPES))
+        origin = {
+            "made_from": made_from,
+            "train_until": str(times.train_until),
+            "validation_until": str(times.validation_until),
+        }
+        warehouse.replace(SEQUENCES, sequences_of(steps, settings, times), origin)
+        targets = F.size("tokens") - F.col("first_target")
+        by_split = (
+            warehouse.read(SEQUENCES).groupBy("split").agg(F.count("*").alias("rows"), F.sum(targets).alias("targets"))
+        )
+        found = {row["split"]: row for row in by_split.collect()}
+    account.rows_in = {"sessions": sessions.count()}
+    account.rows_out = {f"{split}_sequences": found[split]["rows"] if split in found else 0 for split in SPLITS}
+    account.rows_out["vocabulary items"] = num_items
+    account.read = {SESSIONS.name: sessions_version}
+    account.wrote(warehouse, VOCABULARY, EVENT_TYPES, SEQUENCES)
+    for split in SPLITS:
+        if split in found:
+            account.remarks.append(f"{split}: {found[split]['targets']:,} positions to predict")
+        else:
+            account.remarks.append(f"{split}: no position to predict; move sequences.train_until or validation_until")
+    account.remarks.append(
+        f"training ends before {times.train_until} UTC, validation before {times.validation_until} UTC"
+    )
+
+
+def _extend(warehouse: Warehouse, table: Table, counts: DataFrame, name: str, min_count: int, max_tokens: int) -> None:
+    new = tokens.new_tokens(counts, warehouse.read_or_empty(table), name, min_count, max_tokens).localCheckpoint()
+    if not new.isEmpty() or not warehouse.exists(table):
+        warehouse.insert_new(table, new, name)
+
+
+def _split_times(sessions: DataFrame, settings: SequencesConfig) -> SplitTimes:
+    if settings.train_until is not None and settings.validation_until is not None:
+        times = SplitTimes(
+            _time("train_until", settings.train_until), _time("validation_until", settings.validation_until)
+        )
+    else:
+        row = split_time_quantiles(sessions, settings).first()
+        if row is None or row["train_until"] is None:
+            raise DataError(
+                "the sessions table is empty: run `llm-spark ingest` and `llm-spark sessionize` on logs that hold events"
+            )
+        times = SplitTimes(row["train_until"], row["validation_until"])
+    if not times.train_until < times.validation_until:
+        raise UsageError(
+            f"training would end at {times.train_until} and validation at {times.validation_until}: "
+            "give sequences.train_until before sequences.validation_until"
+        )
+    return times
+
+
+def _time(key: str, text: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(str(text))
+    except ValueError as error:
+        raise UsageError(
+            f"sequences.{key} is '{text}': write a UTC time such as 2026-01-31 or 2026-01-31T06:00:00"
+        ) from error
+    return time.astimezone(UTC).replace(tzinfo=None) if time.tzinfo else time

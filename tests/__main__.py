@@ -1,0 +1,38 @@
+"""All checks, the fast ones first: python -m tests
+
+Lint, format, import laws, types; then the tests that need seconds; then integration (Delta, processes, real data). Stops at the first failure.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+HERE = Path(sys.executable).parent
+
+CHECKS = {
+    "lint": [str(HERE / "ruff"), "check", "."],
+    "format": [str(HERE / "ruff"), "format", "--check", "."],
+    "import laws": [str(HERE / "lint-imports"), "--no-logo"],
+    "types": [str(HERE / "mypy")],
+    "fast tests": [sys.executable, "-m", "pytest", "--ignore=tests/integration", "-m", "not slow"],
+    "integration tests": [sys.executable, "-m", "pytest", "tests/integration", "-m", "not slow", "--durations=10"],
+}
+
+
+def main() -> int:
+    for name, command in CHECKS.items():
+        began = time.monotonic()
+        print(f"== {name}: {' '.join(command)}", flush=True)
+        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        print(f"== {name}: {'failed' if code else 'passed'} in {time.monotonic() - began:.0f} s", flush=True)
+        if code:
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

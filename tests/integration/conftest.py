@@ -1,0 +1,92 @@
+"""A small simulated data set taken through every stage once, for all integration tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+from llm_spark import config as settings
+from llm_spark.config import Config
+from llm_spark.pipelines.stages import run_stage
+from llm_spark.simulation import LogsWritten, SimulationConfig, write_logs
+from llm_spark.tables.warehouse import Warehouse
+
+ALL_STAGES = ("ingest", "sessionize", "sequences", "train", "evaluate", "score")
+
+SIMULATION = SimulationConfig(
+    num_users=120,
+    num_items=60,
+    num_days=8,
+    num_tastes=4,
+    num_intents=3,
+    items_per_intent=25,
+    mean_sessions_per_user=5.0,
+)
+
+# A network that learns in seconds; every part of it is on.
+SMALL_MODEL = [
+    "model.embedding_size=16",
+    "model.hidden_size=24",
+    "model.dense_size=24",
+    "model.memory_size=12",
+    "train.num_epochs=6",
+    "train.batch_rows=32",
+    "train.device=cpu",
+    "sequences.min_item_count=1",
+    "sessionize.num_buckets=2",
+]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A warehouse that every stage has run on, with what went into it."""
+
+    warehouse: Warehouse
+    config: Config
+    logs: LogsWritten
+    config_file: Path
+
+    def run(self, stage: str) -> str:
+        """Run a stage again; returns why there was nothing to do, or an empty text."""
+        return run_stage(stage, self.warehouse, self.config).nothing_to_do
+
+
+def simulated_config(folder: Path, logs: Path, form: str) -> Path:
+    file = folder / "settings.yaml"
+    file.write_text(
+        f"""
+warehouse: {folder / "warehouse"}
+ingest:
+  paths: ["{logs}"]
+  format: {form}
+  columns: {{user: user, item: item, time: time, type: type, value: value, attributes: {{agent: agent}}}}
+  filters: ["NOT coalesce(agent, '') LIKE '%bot%'"]
+"""
+    )
+    return file
+
+
+@pytest.fixture(scope="session")
+def chain(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    folder = tmp_path_factory.mktemp("chain")
+    logs = write_logs(SIMULATION, folder / "logs", "jsonl")
+    file = simulated_config(folder, folder / "logs", "jsonl")
+    config = settings.load(file, SMALL_MODEL, ("ingest",))
+    warehouse = Warehouse(spark, config.warehouse)
+    for stage in ALL_STAGES:
+        run_stage(stage, warehouse, config)
+    return Chain(warehouse, config, logs, file)
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> Callable[..., Config]:
+    """Settings with their warehouse in this test's folder."""
+
+    def load(*overrides: str, file: Path | None = None) -> Config:
+        return settings.load(file, [f"warehouse={tmp_path / 'warehouse'}", *overrides], ("ingest",))
+
+    return load

@@ -1,0 +1,80 @@
+"""Every stage through spark-submit, on a Spark of several processes: a master and two executors on this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyspark
+import pytest
+from pyspark.sql import SparkSession
+
+from llm_spark.schemas import EVENTS, PREDICTIONS, SESSIONS
+from llm_spark.spark import delta_jars
+from llm_spark.tables.warehouse import Warehouse
+from tests.integration.conftest import ALL_STAGES, SMALL_MODEL, Chain
+
+ROOT = Path(__file__).parents[2]
+SUBMIT = Path(pyspark.__file__).parent / "bin" / "spark-submit"
+
+
+def submit(stage: str, *arguments: str, options: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [str(SUBMIT), *options, f"jobs/{stage}.py", *arguments]
+    environment = dict(os.environ, PYSPARK_PYTHON=sys.executable, SPARK_LOCAL_IP="127.0.0.1")
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def cluster_options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    # As conf/spark-submit.conf, with the JARs at hand in place of resolving the package at each of six starts.
+    given = (ROOT / "conf" / "spark-submit.conf").read_text().splitlines()
+    kept = [line for line in given if line and not line.startswith(("#", "spark.jars.packages"))]
+    file = tmp_path_factory.mktemp("submit") / "spark.conf"
+    file.write_text("\n".join(kept) + "\n")
+    jars = ",".join(delta_jars())
+    small = [
+        "--conf",
+        "spark.sql.shuffle.partitions=2",
+        "--conf",
+        "spark.ui.enabled=false",
+        "--conf",
+        "spark.driver.memory=1g",
+    ]
+    return ["--master", "local-cluster[2,1,1024]", "--properties-file", str(file), "--jars", jars, *small]
+
+
+def test_all_stages_submitted_to_a_cluster_give_what_they_give_on_one_machine(
+    chain: Chain, cluster_options: list[str], tmp_path: Path, spark: SparkSession
+) -> None:
+    arguments = ["--config", str(chain.config_file), f"warehouse={tmp_path / 'warehouse'}", *SMALL_MODEL]
+    for stage in ALL_STAGES:
+        done = submit(stage, *arguments, options=cluster_options)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert f"{stage}:" in done.stderr
+    warehouse = Warehouse(spark, str(tmp_path / "warehouse"))
+    for table, columns in (
+        (EVENTS, ["event_id", "event_time", "value"]),
+        (SESSIONS, ["session_id", "item_ids", "event_times"]),
+    ):
+        ours, theirs = (
+            sorted(map(str, which.read(table).select(columns).collect())) for which in (chain.warehouse, warehouse)
+        )
+        assert ours == theirs
+    users = warehouse.read(PREDICTIONS).select("user_id").distinct().count()
+    assert users == chain.logs.num_users
+
+
+def test_a_failed_stage_gives_its_exit_code_through_spark_submit(cluster_options: list[str], tmp_path: Path) -> None:
+    done = submit("train", f"warehouse={tmp_path}", options=["--master", "local[1]", *cluster_options[2:]])
+    assert done.returncode == 1
+    assert "run `llm-spark sequences` first" in done.stderr
+
+
+def test_a_spark_without_delta_is_told_how_to_get_it(tmp_path: Path) -> None:
+    done = submit(
+        "train", f"warehouse={tmp_path}", options=["--master", "local[1]", "--conf", "spark.ui.enabled=false"]
+    )
+    assert done.returncode == 1
+    assert "conf/spark-submit.conf" in done.stderr
