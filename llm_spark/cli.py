@@ -34,7 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = _parser()
     try:
-        given = parser.parse_args(arguments)
+        given, rest = parser.parse_known_args(arguments)
+        # argparse leaves what follows an option: settings may stand anywhere.
+        strange = [word for word in rest if word.startswith("-") or "=" not in word]
+        if strange or (rest and not hasattr(given, "overrides")):
+            parser.error(f"unrecognized arguments: {' '.join(strange or rest)}")
+        if rest:
+            given.overrides = [*given.overrides, *rest]
     except SystemExit as stop:
         return int(stop.code or 0)
     logs.configure(given.debug)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -89,7 +91,11 @@ class IngestConfig:
         _require(
             0 <= self.max_rejected_fraction <= 1, "ingest.max_rejected_fraction", self.max_rejected_fraction, "0 to 1"
         )
-        _require(len(self.csv_delimiter) >= 1, "ingest.csv_delimiter", self.csv_delimiter, "one character or more")
+        _require(len(self.csv_delimiter) == 1, "ingest.csv_delimiter", self.csv_delimiter, "give one character")
+        try:
+            datetime.fromisoformat(str(self.earliest_time))
+        except ValueError:
+            _require(False, "ingest.earliest_time", self.earliest_time, "write a UTC date such as 1990-01-01")
 
 
 @dataclass(frozen=True)
@@ -211,8 +217,6 @@ class TrainConfig:
     """Stop after this many epochs without a better validation recall; the best weights are kept."""
     timeout_seconds: int = 1800
     """A collective operation that waits longer than this fails the run: a dead or hung rank never hangs the night."""
-    work_dir: str | None = None
-    """A folder that the driver and all ranks see, for the run's records. The warehouse serves where it is such a folder."""
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -346,13 +350,22 @@ def load(path: str | Path | None, overrides: list[str] | None = None, needs: tup
         key, separator, _ = override.partition("=")
         if not separator or not key:
             raise UsageError(f"'{override}' is not a setting: write key.path=value")
-        merged = _merge(merged, OmegaConf.from_dotlist([override]), "the command line", key)
-    missing = [key for key in sorted(OmegaConf.missing_keys(merged)) if key.split(".")[0] in needs]
-    if missing:
-        raise UsageError(
-            f"settings without a value: {', '.join(missing)}; set them in {path or 'a --config file'} or as key=value"
-        )
-    return _build(Config, merged)
+        merged = _merge(merged, _dotted(override), "the command line", key)
+    try:
+        missing = [key for key in sorted(OmegaConf.missing_keys(merged)) if key.split(".")[0] in needs]
+        if missing:
+            place = path or "a --config file"
+            raise UsageError(f"settings without a value: {', '.join(missing)}; set them in {place} or as key=value")
+        return _build(Config, merged)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"setting '{error.full_key}': {str(error).splitlines()[0]}") from error
+
+
+def _dotted(override: str) -> DictConfig:
+    try:
+        return OmegaConf.from_dotlist([override])
+    except yaml.YAMLError as error:
+        raise UsageError(f"'{override}' is not a setting: its value is not valid YAML") from error
 
 
 def from_overrides(kind: type, overrides: list[str]) -> Any:
@@ -363,7 +376,7 @@ def from_overrides(kind: type, overrides: list[str]) -> Any:
         if not separator:
             raise UsageError(f"'{override}' is not a setting: write key=value")
         try:
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))  # type: ignore[assignment]
+            merged = OmegaConf.merge(merged, _dotted(override))  # type: ignore[assignment]
         except (ConfigKeyError, ConfigAttributeError) as error:
             known = _known_keys(kind)
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)

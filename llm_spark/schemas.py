@@ -81,7 +81,7 @@ EVENTS_REJECTED = Table(
     _columns(
         ("record_id", TEXT, "hash of the file, the raw record and its occurrence in that file"),
         ("source_file", TEXT, "the raw file"),
-        ("raw", TEXT, "the record as it stood in the file; for columnar files its fields as JSON"),
+        ("raw", TEXT, "the record as it stood in the file; its fields as JSON where the file's format had parsed it"),
         ("reason", TEXT, "one of " + ", ".join(REJECTION_REASONS)),
         ("detail", TEXT, "the offending value, or the filter that was not met"),
         ("ingested_at", TIME, "when the run that read it began"),

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -29,13 +30,18 @@ _SPARK_MINOR = ".".join(pyspark.__version__.split(".")[:2])
 _DELTA_VERSION = metadata.version("delta-spark")
 DELTA_PACKAGE = f"io.delta:delta-spark_{_SPARK_MINOR}_2.13:{_DELTA_VERSION}"
 
-# What every session needs, whoever started it.
-_NEEDED = {
-    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
-    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+_EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
+
+# What makes results right or wrong: set on every session, whatever was submitted.
+_FIXED = {
     "spark.sql.session.timeZone": "UTC",
     # In a raw log a bad number is a missing value, not the end of the night.
     "spark.sql.ansi.enabled": "false",
+}
+
+# What every session needs, unless it was submitted with something else.
+_NEEDED = {
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
     # Tables stay readable by every Delta reader (design: reader version 1, writer version 2).
     "spark.databricks.delta.properties.defaults.minReaderVersion": "1",
     "spark.databricks.delta.properties.defaults.minWriterVersion": "2",
@@ -44,14 +50,8 @@ _NEEDED = {
     "spark.databricks.delta.snapshotPartitions": "2",
 }
 
-# What a session of our own on one machine needs besides.
-_OWN = {
-    "spark.ui.enabled": "false",
-    "spark.ui.showConsoleProgress": "false",
-    "spark.driver.bindAddress": "127.0.0.1",
-    "spark.driver.host": "127.0.0.1",
-}
-
+# On one machine the driver listens to nobody else.
+_LOOPBACK = {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}
 
 _SHOW_JARS = """
 from pyspark import SparkConf, SparkContext
@@ -138,8 +138,14 @@ def _local_cores(master: str) -> int:
     return (os.cpu_count() or 1) if threads is None or threads[1] == "*" else int(threads[1])
 
 
+def _keep_utc() -> None:
+    """Make this process's clock UTC: pyspark turns a Spark timestamp into a naive datetime of the process's own zone, and back."""
+    os.environ["TZ"] = "UTC"
+    time.tzset()
+
+
 def _own_settings(config: SparkConfig) -> dict[str, str]:
-    settings = dict(_OWN)
+    settings = {"spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false"}
     settings["spark.master"] = config.master
     settings["spark.driver.memory"] = config.driver_memory
     # Workers take `python3` from PATH otherwise, which need not be the one that has these packages.
@@ -148,6 +154,7 @@ def _own_settings(config: SparkConfig) -> dict[str, str]:
     options = f"-Dlog4j2.configurationFile={log_settings} -XX:+UseSerialGC -XX:-UsePerfData {config.java_options}"
     settings["spark.driver.extraJavaOptions"] = options.strip()
     if config.master.startswith("local"):
+        settings |= _LOOPBACK
         settings["spark.sql.shuffle.partitions"] = str(2 * _local_cores(config.master))
     jars = delta_jars()
     settings["spark.driver.extraClassPath"] = ":".join(jars)
@@ -161,12 +168,15 @@ def session(config: SparkConfig, app_name: str = "llm_spark") -> SparkSession:
 
     Raises UserError in one line for: no fit Java, a Spark that does not start, Delta's JARs missing from a submitted Spark.
     """
+    _keep_utc()
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ or SparkContext._gateway is not None
-    settings = dict(_NEEDED)
+    settings = _NEEDED | _FIXED
     if not submitted:
         check_java()
         settings |= _own_settings(config)
-    given = {key for key, _ in SparkConf(loadDefaults=submitted).getAll()}
+    given = dict(SparkConf(loadDefaults=submitted).getAll())
+    extensions = [name for name in given.pop("spark.sql.extensions", "").split(",") if name and name != _EXTENSION]
+    settings["spark.sql.extensions"] = ",".join([_EXTENSION, *extensions])
     if config.shuffle_partitions:
         settings["spark.sql.shuffle.partitions"] = str(config.shuffle_partitions)
     settings |= _flat(config.conf)
@@ -180,6 +190,8 @@ def session(config: SparkConfig, app_name: str = "llm_spark") -> SparkSession:
         line = " ".join(str(error).split())[:300]
         raise UserError(f"Spark did not start on {config.master}: {line}") from error
     spark.sparkContext.setLogLevel("ERROR")
+    for key, value in _FIXED.items():
+        spark.conf.set(key, value)
     _require_delta(spark)
     return spark
 

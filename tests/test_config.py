@@ -68,6 +68,10 @@ def test_settings_that_a_stage_does_not_need_may_be_missing() -> None:
         "sequences.burn_in_tokens=0",
         "sequences.train_until=2025-01-01",
         "nonsense",
+        "ingest.filters=[a",
+        "warehouse=${nothing}",
+        "ingest.earliest_time=soon",
+        "ingest.csv_delimiter=||",
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(override: str) -> None:

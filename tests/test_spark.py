@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +44,21 @@ def test_no_java_at_all_is_refused_saying_what_to_install(tmp_path: Path, monkey
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no `java` was found: install Java 17"):
         check_java()
+
+
+def test_times_are_utc_whatever_the_zone_of_the_machine() -> None:
+    script = """
+from datetime import datetime
+from pyspark.sql import functions as F
+from llm_spark import spark
+from llm_spark.config import SparkConfig
+session = spark.session(SparkConfig(master="local[1]", driver_memory="1g", java_options="-XX:TieredStopAtLevel=1"))
+row = session.range(1).select(
+    F.lit("2025-01-03 00:00:00").cast("timestamp").alias("back"), F.unix_seconds(F.lit(datetime(2025, 1, 3))).alias("there")
+).first()
+print("FOUND", row["back"], row["there"])
+session.stop()
+"""
+    environment = dict(os.environ, TZ="America/New_York")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
+    assert "FOUND 2025-01-03 00:00:00 1735862400" in done.stdout, done.stderr[-2000:]

@@ -127,6 +127,15 @@ def read_manifest(path: str) -> tuple[dict[str, Any], str]:
     return manifest, hashlib.sha256(content).hexdigest()
 
 
+def discard_artifact(path: str) -> None:
+    """Remove what stands at `path`, whole or not, the manifest first: half removed it is no artifact."""
+    filesystem, name = locate(path)
+    if filesystem.exists(f"{name}/{MANIFEST}"):
+        filesystem.rm_file(f"{name}/{MANIFEST}")
+    if filesystem.exists(name):
+        filesystem.rm(name, recursive=True)
+
+
 def load_artifact(path: str) -> LoadedModel:
     """Read and check an artifact.
 

@@ -29,6 +29,8 @@ class Account:
     read: dict[str, int] = field(default_factory=dict)
     written: dict[str, int] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    refusal: str = ""
+    """What did not pass a gate although the rest was done; the stage ends with exit code 3."""
     seconds: float = 0.0
     _began: float = field(default_factory=time.monotonic)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 from pyspark.sql import DataFrame
@@ -64,7 +66,7 @@ def run(warehouse: Warehouse, config: Config, config_file: Path) -> None:
     """Run every stage, then print how near the model comes to the best reachable, and a query's answer."""
     for stage in ("ingest", "sessionize", "sequences", "train", "evaluate", "score"):
         run_stage(stage, warehouse, config)
-    model_id = champion(warehouse)["model_id"]
+    model_id = champion(warehouse).model_id
     with progress("the best reachable recall"):
         oracle = _best_reachable(warehouse)
     found = warehouse.read(EVALUATION).where(
@@ -81,7 +83,8 @@ def run(warehouse: Warehouse, config: Config, config_file: Path) -> None:
     print_table(["recommender", f"recall@{K}"], rows)
     print("\nWhat users will do next:")
     print_query(warehouse, _FIRST_QUERY, "table", 10)
-    query = f'llm-spark sql --config {shlex.quote(str(config_file))} "{_NEXT_QUERY}"'
+    command = "llm-spark" if shutil.which("llm-spark") else shlex.quote(sys.argv[0])
+    query = f'{command} sql --config {shlex.quote(str(config_file))} "{_NEXT_QUERY}"'
     print(f"\nAsk further:\n  {query}")
     log.info("the raw logs, the settings and the warehouse are in '%s'", config_file.parent)
 

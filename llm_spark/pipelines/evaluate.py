@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame
@@ -15,7 +14,7 @@ from llm_spark.evaluation.baselines import popularity_ranks
 from llm_spark.evaluation.metrics import ranking_metrics
 from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.train import champion
+from llm_spark.pipelines.train import Champion, champion
 from llm_spark.schemas import EVALUATION, SEQUENCES, VOCABULARY
 from llm_spark.scoring import TARGET_RANKS_DDL, target_ranks
 from llm_spark.tables.warehouse import Warehouse
@@ -36,16 +35,15 @@ def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
     """Rank every test position against the whole vocabulary of the model, and by popularity, and write the metrics."""
     model = champion(warehouse)
     version = warehouse.version(SEQUENCES)
-    origin = {"model_id": model["model_id"], "sequences": version, "ks": list(config.evaluate.ks)}
+    origin = {"model_id": model.model_id, "sequences": version, "ks": list(config.evaluate.ks)}
     if warehouse.origin(EVALUATION) == origin:
-        account.nothing_to_do = f"model {model['model_id']} was evaluated on sequences v{version} already"
+        account.nothing_to_do = f"model {model.model_id} was evaluated on sequences v{version} already"
         return
+    _check_unseen(warehouse, model)
     all_sequences = warehouse.read(SEQUENCES, version)
     test = all_sequences.where(F.col("split") == "test")
-    vocabulary = warehouse.read(VOCABULARY, json.loads(model["table_versions"])[VOCABULARY.name])
-    rank_kernel = functools.partial(
-        target_ranks, artifact_path=warehouse.model_path(model["model_id"]), batch_rows=config.evaluate.batch_rows
-    )
+    vocabulary = warehouse.read(VOCABULARY).where(F.col("token") < model.num_tokens)
+    rank_kernel = functools.partial(target_ranks, artifact_path=model.path, batch_rows=config.evaluate.batch_rows)
     with progress("evaluate"):
         num_tasks = warehouse.spark.sparkContext.defaultParallelism
         spread = test.select(*_MODEL_INPUTS).repartition(num_tasks, "sequence_id")
@@ -57,14 +55,24 @@ def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
             )
         by_popularity = popularity_ranks(ranks, all_sequences.where(F.col("split") == "train"), vocabulary)
         metrics = _named(ranks, "model", config).unionByName(_named(by_popularity, "popularity", config))
-        stamped = metrics.withColumns({"model_id": F.lit(model["model_id"]), "sequences_version": F.lit(version)})
-        warehouse.replace_where(EVALUATION, stamped, f"model_id = '{model['model_id']}'", origin)
+        stamped = metrics.withColumns({"model_id": F.lit(model.model_id), "sequences_version": F.lit(version)})
+        warehouse.replace_where(EVALUATION, stamped, f"model_id = '{model.model_id}'", origin)
         ranks.unpersist()
     account.rows_in = {"test_sequences": test.count()}
     account.rows_out = {"predicted_positions": num_targets}
     account.read = {SEQUENCES.name: version}
     account.wrote(warehouse, EVALUATION)
-    account.remarks += evaluation_lines(warehouse, model["model_id"])
+    account.remarks += evaluation_lines(warehouse, model.model_id)
+
+
+def _check_unseen(warehouse: Warehouse, model: Champion) -> None:
+    """The test window must begin where the model's own data ended, or later."""
+    begins = (warehouse.origin(SEQUENCES) or {}).get("validation_until", "")
+    if begins < model.validation_until:
+        raise DataError(
+            f"the test sequences begin at {begins} and model {model.model_id} has seen events up to {model.validation_until}: "
+            "run `llm-spark train` on these sequences first"
+        )
 
 
 def _named(ranks: DataFrame, recommender: str, config: Config) -> DataFrame:

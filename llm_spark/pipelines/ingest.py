@@ -48,7 +48,7 @@ def ingest(warehouse: Warehouse, config: Config, account: Account) -> None:
     account.wrote(warehouse, EVENTS, EVENTS_REJECTED, INGESTED_FILES)
     if batch.unreadable:
         first = batch.unreadable[0]
-        raise DataError(
+        account.refusal = (
             f"{len(batch.unreadable)} of {len(files)} files cannot be read, the first '{first.uri}' ({first.detail}): "
             f"repair or remove it and run ingest again; all other files are ingested"
         )
@@ -106,9 +106,9 @@ def _judged(spark: SparkSession, files: Sequence[RawFile], config: IngestConfig,
     known = [name for name in found.columns if not name.startswith("_")]
     for name, expression in events.mapped_expressions(config.columns).items():
         if expression not in known:
-            _check_expression(found, f"ingest.columns.{name}", expression, known)
+            _check_expression(found, f"ingest.columns.{name}", expression)
     for rule in config.filters:
-        _check_expression(found, "ingest.filters", rule, known)
+        _check_expression(found, "ingest.filters", rule)
     return events.judge(found, config, account.started_at)
 
 
@@ -142,12 +142,16 @@ def _json_records(spark: SparkSession, lines: DataFrame, config: IngestConfig) -
     return records.parse_json_lines(lines, paths)
 
 
-def _check_expression(found: DataFrame, key: str, expression: str, known: list[str]) -> None:
+def _check_expression(found: DataFrame, key: str, expression: str) -> None:
+    known = [name for name in found.columns if not name.startswith("_")]
+    folded = {name.lower() for name in known}
+    # Spark takes an unknown `user` for the account it runs under.
+    for path in raw.referenced_columns(found.sparkSession, expression):
+        if path[0].lower() not in folded:
+            raise UsageError(f"{key}: '{path[0]}' is not among the columns found: {', '.join(known)}")
     try:
         checked = found.select(F.expr(expression))
     except (AnalysisException, ParseException) as error:
-        if "UNRESOLVED_COLUMN" in (error.getCondition() or ""):
-            raise UsageError(f"{key}: '{expression}' is not among the columns found: {', '.join(known)}") from error
         line = next(line for line in str(error).splitlines() if line.strip())
         raise UsageError(f"{key}: '{expression}' is no valid Spark SQL expression: {line[:200]}") from error
     # Spark compares text with a whole number by cutting the text's decimals off: '0.85' > 0 would be false.
@@ -160,11 +164,10 @@ def _check_expression(found: DataFrame, key: str, expression: str, known: list[s
 
 
 def _check_time_format(spark: SparkSession, config: IngestConfig) -> None:
-    if config.time_format in ("iso8601", "epoch_s", "epoch_ms", "epoch_us"):
-        return
+    known = config.time_format in ("iso8601", "epoch_s", "epoch_ms", "epoch_us")
+    shown = F.lit("") if known else F.date_format(F.current_timestamp(), config.time_format)
     try:
-        spark.range(1).select(F.date_format(F.current_timestamp(), config.time_format)).collect()
-        spark.range(1).select(F.to_utc_timestamp(F.current_timestamp(), config.time_zone)).collect()
+        spark.range(1).select(shown, F.to_utc_timestamp(F.current_timestamp(), config.time_zone)).collect()
     except Exception as error:
         raise UsageError(
             f"ingest.time_format '{config.time_format}' (zone '{config.time_zone}') is not understood: "
@@ -178,18 +181,19 @@ def _gate(batch: _Batch, config: IngestConfig) -> None:
         raise DataError(
             f"the {len(batch.files)} files hold no record, '{batch.files[0].path}' the first: check the export"
         )
-    if sum(batch.rejected.values()) == num_records:
-        reason = max(batch.rejected, key=lambda name: batch.rejected[name])
+    faults = {reason: number for reason, number in batch.rejected.items() if reason != "filtered"}
+    if faults and sum(batch.rejected.values()) == num_records:
+        reason = max(faults, key=lambda name: faults[name])
         example = batch.judged.where(F.col("reason") == reason).select("raw", "detail").first()
         assert example is not None
         shown = (example["detail"] or example["raw"] or "")[:120]
         raise DataError(
             f"none of {num_records:,} records was accepted; {batch.rejected[reason]:,} are {reason}, for example '{shown}'{_remedy(reason, config)}"
         )
-    faults = sum(number for reason, number in batch.rejected.items() if reason != "filtered")
-    if faults / num_records > config.max_rejected_fraction:
+    num_faults = sum(faults.values())
+    if num_faults / num_records > config.max_rejected_fraction:
         raise DataError(
-            f"{faults:,} of {num_records:,} records are at fault, more than ingest.max_rejected_fraction {config.max_rejected_fraction}: "
+            f"{num_faults:,} of {num_records:,} records are at fault, more than ingest.max_rejected_fraction {config.max_rejected_fraction}: "
             "look at events_rejected; no event was written"
         )
 
@@ -197,10 +201,7 @@ def _gate(batch: _Batch, config: IngestConfig) -> None:
 def _remedy(reason: str, config: IngestConfig) -> str:
     if reason == "bad_time":
         return f": it does not match ingest.time_format '{config.time_format}'"
-    return {
-        "filtered": ": ingest.filters let nothing through",
-        "unparsable": f": is ingest.format '{config.format}' right?",
-    }.get(reason, ": check ingest.columns")
+    return f": is ingest.format '{config.format}' right?" if reason == "unparsable" else ": check ingest.columns"
 
 
 def _write_rejected(warehouse: Warehouse, batch: _Batch, account: Account) -> None:
@@ -209,7 +210,19 @@ def _write_rejected(warehouse: Warehouse, batch: _Batch, account: Account) -> No
         rows = [(file.uri, None, "unreadable_file", file.detail) for file in batch.unreadable]
         aside = warehouse.spark.createDataFrame(rows, "source_file string, raw string, reason string, detail string")
         rejected = rejected.unionByName(aside.withColumn("record_id", F.substring(F.sha2("source_file", 256), 1, 32)))
+    _forget_earlier_rejections(warehouse, batch)
     warehouse.insert_new(EVENTS_REJECTED, _stamped(rejected, account), "record_id")
+
+
+def _forget_earlier_rejections(warehouse: Warehouse, batch: _Batch) -> None:
+    """A file that is read again, repaired or under other settings, is judged anew."""
+    if not warehouse.exists(EVENTS_REJECTED):
+        return
+    read_now = {file.uri for file in batch.files} | {file.uri for file in batch.unreadable}
+    earlier = warehouse.read(EVENTS_REJECTED).select("source_file").distinct().collect()
+    again = sorted(read_now & {row["source_file"] for row in earlier})
+    if again:
+        warehouse.delete(EVENTS_REJECTED, F.col("source_file").isin(again))
 
 
 def _write_events(warehouse: Warehouse, batch: _Batch, account: Account) -> None:
@@ -225,7 +238,7 @@ def _count(warehouse: Warehouse, batch: _Batch) -> DataFrame:
     """Where each record ended up, by file, as read back from the tables: source_file, num_accepted, num_rejected, num_duplicates."""
     stored = warehouse.read(EVENTS).select("event_id", "event_date", F.col("source_file").alias("stored_file"))
     landed = events.accepted_events(batch.judged).join(stored, ["event_id", "event_date"], "inner")
-    is_event = (F.col("stored_file") == F.col("source_file")) & (F.col("occurrence") == 1)
+    is_event = (F.col("stored_file") == F.col("source_file")) & (F.col("occurrence_in_file") == 1)
     accepted = landed.groupBy("source_file").agg(
         F.count_if(is_event).alias("num_accepted"), F.count_if(~is_event).alias("num_duplicates")
     )

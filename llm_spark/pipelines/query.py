@@ -7,7 +7,9 @@ import json
 import sys
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from llm_spark.errors import UsageError
 from llm_spark.logs import log
@@ -45,9 +47,10 @@ def print_tables(warehouse: Warehouse) -> None:
 
 
 def print_table(columns: list[str], rows: list[tuple]) -> None:
-    table = Table(*columns)
+    # Escaped or as Text, since rich would read [brackets] in a value as markup.
+    table = Table(*[escape(column) for column in columns])
     for row in rows:
-        table.add_row(*[_shown(value) for value in row])
+        table.add_row(*[Text(_shown(value)) for value in row])
     # Off a terminal the table must not be cut to an assumed width.
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     console.print(table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from datetime import date, datetime, timedelta
 
 from pyspark.sql import Column, DataFrame
@@ -30,17 +29,20 @@ def score(warehouse: Warehouse, config: Config, account: Account) -> None:
     as_of = _as_of(sessions, config.score.as_of)
     origin = {
         "as_of_date": str(as_of),
-        "model_id": model["model_id"],
+        "model_id": model.model_id,
         "sessions": sessions_version,
         "k": config.score.k,
         "exclude_seen": config.score.exclude_seen,
+        "max_tokens": config.sequences.max_tokens,
+        "gap_seconds": config.sessionize.gap_seconds,
+        "one_session_a_user": _one_session_a_user(config),
     }
     if warehouse.origin(PREDICTIONS) == origin:
-        account.nothing_to_do = f"predictions as of {as_of} by model {model['model_id']} are there already"
+        account.nothing_to_do = f"predictions as of {as_of} by model {model.model_id} are there already"
         return
-    versions = json.loads(model["table_versions"])
-    vocabulary = warehouse.read(VOCABULARY, versions[VOCABULARY.name])
-    event_types = warehouse.read(EVENT_TYPES, versions[EVENT_TYPES.name])
+    # Append-only tables: what the model knows are the tokens below its own number of them.
+    vocabulary = warehouse.read(VOCABULARY).where(F.col("token") < model.num_tokens)
+    event_types = warehouse.read(EVENT_TYPES).where(F.col("token") < model.num_event_types)
     night = F.lit(datetime.combine(as_of + timedelta(days=1), datetime.min.time()))
     with progress("score"):
         steps = tokenized_steps(sessions, vocabulary, event_types).where(F.col("event_time") < night)
@@ -48,7 +50,7 @@ def score(warehouse: Warehouse, config: Config, account: Account) -> None:
         inputs = histories.withColumn("session_open", _session_open(config, night)).select(*_MODEL_INPUTS)
         kernel = functools.partial(
             recommend,
-            artifact_path=warehouse.model_path(model["model_id"]),
+            artifact_path=model.path,
             k=config.score.k,
             batch_rows=config.score.batch_rows,
             exclude_seen=config.score.exclude_seen,
@@ -59,7 +61,7 @@ def score(warehouse: Warehouse, config: Config, account: Account) -> None:
         stamped = named.withColumns(
             {
                 "as_of_date": F.lit(as_of),
-                "model_id": F.lit(model["model_id"]),
+                "model_id": F.lit(model.model_id),
                 "scored_at": F.lit(account.started_at),
                 "run_id": F.lit(account.run_id),
             }
@@ -70,9 +72,9 @@ def score(warehouse: Warehouse, config: Config, account: Account) -> None:
     assert counted is not None
     account.rows_in = {"sessions": sessions.count()}
     account.rows_out = {"users": counted["users"], "predictions": counted["predictions"]}
-    account.read = {SESSIONS.name: sessions_version, VOCABULARY.name: versions[VOCABULARY.name]}
+    account.read = {SESSIONS.name: sessions_version}
     account.wrote(warehouse, PREDICTIONS)
-    account.remarks.append(f"as of {as_of}, by model {model['model_id']}")
+    account.remarks.append(f"as of {as_of}, by model {model.model_id}")
 
 
 def _session_open(config: Config, night: Column) -> Column:
@@ -80,10 +82,14 @@ def _session_open(config: Config, night: Column) -> Column:
 
     Where each session is a user of its own there is no next session, so it is always open.
     """
-    if config.ingest.columns.session is not None and config.ingest.columns.session == config.ingest.columns.user:
+    if _one_session_a_user(config):
         return F.lit(True)
     last_event = F.element_at("event_times", -1)
     return F.unix_seconds(night) - last_event <= config.sessionize.gap_seconds
+
+
+def _one_session_a_user(config: Config) -> bool:
+    return config.ingest.columns.session is not None and config.ingest.columns.session == config.ingest.columns.user
 
 
 def _as_of(sessions: DataFrame, wanted: str | None) -> date:

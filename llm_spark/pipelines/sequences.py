@@ -34,15 +34,17 @@ def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
     with progress("sequences: vocabulary"):
         times = _split_times(sessions, settings)
         training_sessions = sessions.where(F.col("ended_at") < F.lit(times.train_until))
-        _extend(warehouse, EVENT_TYPES, tokens.event_type_counts(training_sessions), "event_type", 1, 0)
+        new_types = _new(warehouse, EVENT_TYPES, tokens.event_type_counts(training_sessions), "event_type", 1, 0)
         counts = tokens.item_counts(training_sessions)
-        _extend(warehouse, VOCABULARY, counts, "item_id", settings.min_item_count, settings.max_items)
-        num_items = warehouse.read_or_empty(VOCABULARY).count()
-    if num_items < MIN_ITEMS:
-        raise DataError(
-            f"the vocabulary has {num_items} items: there is no next one to choose; "
-            f"lower sequences.min_item_count (now {settings.min_item_count}) or bring more events before {times.train_until:%Y-%m-%d %H:%M}"
-        )
+        new_items = _new(warehouse, VOCABULARY, counts, "item_id", settings.min_item_count, settings.max_items)
+        num_items = warehouse.read_or_empty(VOCABULARY).count() + new_items.count()
+        if num_items < MIN_ITEMS:
+            raise DataError(
+                f"the vocabulary has {num_items} items: there is no next one to choose; lower sequences.min_item_count "
+                f"(now {settings.min_item_count}) or bring more events before {times.train_until:%Y-%m-%d %H:%M}"
+            )
+        _append(warehouse, EVENT_TYPES, new_types, "event_type")
+        _append(warehouse, VOCABULARY, new_items, "item_id")
     with progress("sequences: histories"):
         steps = tokenized_steps(sessions, warehouse.read(VOCABULARY), warehouse.read(EVENT_TYPES))
         origin = {
@@ -71,9 +73,14 @@ def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
     )
 
 
-def _extend(warehouse: Warehouse, table: Table, counts: DataFrame, name: str, min_count: int, max_tokens: int) -> None:
-    new = tokens.new_tokens(counts, warehouse.read_or_empty(table), name, min_count, max_tokens).localCheckpoint()
-    if not new.isEmpty() or not warehouse.exists(table):
+def _new(
+    warehouse: Warehouse, table: Table, counts: DataFrame, name: str, min_count: int, max_tokens: int
+) -> DataFrame:
+    return tokens.new_tokens(counts, warehouse.read_or_empty(table), name, min_count, max_tokens).localCheckpoint()
+
+
+def _append(warehouse: Warehouse, table: Table, new: DataFrame, name: str) -> None:
+    if not new.isEmpty():
         warehouse.insert_new(table, new, name)
 
 

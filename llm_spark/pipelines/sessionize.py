@@ -36,6 +36,7 @@ def sessionize(warehouse: Warehouse, config: Config, account: Account) -> None:
         sums = counted.first()
     assert sums is not None
     if sums["events"] != num_events:
+        warehouse.undo(SESSIONS)
         raise UserError(f"{num_events} events went into sessionize and {sums['events']} came out: run it again")
     account.rows_in = {"events": num_events}
     account.rows_out = {"sessions": sums["sessions"], "users": sums["users"]}

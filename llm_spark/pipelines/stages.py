@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 from llm_spark.config import Config
+from llm_spark.errors import DataError
 from llm_spark.pipelines.account import Account
 from llm_spark.tables.warehouse import Warehouse
 
@@ -16,4 +17,6 @@ def run_stage(name: str, warehouse: Warehouse, config: Config) -> Account:
     stage = getattr(importlib.import_module(f"llm_spark.pipelines.{name}"), name)
     stage(warehouse, config, account)
     account.close(warehouse)
+    if account.refusal:
+        raise DataError(account.refusal)
     return account

@@ -66,9 +66,12 @@ def list_files(spark: SparkSession, patterns: Sequence[str]) -> list[RawFile]:
 
 
 def _walk(system: Any, folder: Any) -> list[Any]:
-    listing, statuses = system.listFiles(folder.getPath(), True), []
-    while listing.hasNext():
-        statuses.append(listing.next())
+    """All files below a folder, but those in folders that Spark takes for hidden: what another job has not committed lies there."""
+    statuses = []
+    for status in system.listStatus(folder.getPath()):
+        if status.getPath().getName().startswith(("_", ".")):
+            continue
+        statuses += _walk(system, status) if status.isDirectory() else [status]
     return statuses
 
 
@@ -89,15 +92,20 @@ def _java_message(error: Exception) -> str:
     return " ".join(str(text).split())[:200]
 
 
+def _literal(path: str) -> str:
+    """A path that Spark shall not take for a glob."""
+    return re.sub(r"([\[\]{}*?\\])", r"\\\1", path)
+
+
 def read_text(spark: SparkSession, files: Sequence[RawFile]) -> DataFrame:
     """One row a line that is not blank: `_source_file`, `_raw`."""
-    lines = spark.read.text([file.path for file in files])
+    lines = spark.read.text([_literal(file.path) for file in files])
     named = lines.select(F.col("_metadata.file_path").alias("_source_file"), F.col("value").alias("_raw"))
     return named.where(F.length(F.trim("_raw")) > 0)
 
 
 def read_parquet(spark: SparkSession, files: Sequence[RawFile]) -> DataFrame:
-    rows = spark.read.option("mergeSchema", "true").parquet(*[file.path for file in files])
+    rows = spark.read.option("mergeSchema", "true").parquet(*[_literal(file.path) for file in files])
     return rows.select(
         "*",
         F.col("_metadata.file_path").alias("_source_file"),
@@ -137,7 +145,7 @@ def _read_csv_group(spark: SparkSession, header: tuple[str, ...], files: list[Ra
         .option("ignoreLeadingWhiteSpace", True)
         .option("ignoreTrailingWhiteSpace", True)
     )
-    rows = reader.csv([file.path for file in files])
+    rows = reader.csv([_literal(file.path) for file in files])
     return rows.select(
         *[F.col(f"`{name}`") for name in header],
         F.col("_metadata.file_path").alias("_source_file"),
@@ -153,12 +161,14 @@ def _header(spark: SparkSession, file: RawFile, delimiter: str) -> tuple[str, ..
     header = []
     for place, name in enumerate(names):
         plain = name.strip().strip("\ufeff") or f"_c{place}"
-        seen[plain] = seen.get(plain, 0) + 1
-        header.append(plain if seen[plain] == 1 else f"{plain}_{seen[plain]}")
+        # Spark's column names do not differ by case.
+        seen[plain.lower()] = seen.get(plain.lower(), 0) + 1
+        header.append(plain if seen[plain.lower()] == 1 else f"{plain}_{seen[plain.lower()]}")
     return tuple(header)
 
 
 def _first_line(spark: SparkSession, file: RawFile) -> str:
+    """The first line that is not blank; Spark's reader passes blank ones over too."""
     if file.num_bytes == 0:
         return ""
     jvm: Any = spark._jvm
@@ -174,7 +184,8 @@ def _first_line(spark: SparkSession, file: RawFile) -> str:
         raise UnreadableFileError(file.uri, _java_message(error)) from error
     finally:
         stream.close()
-    return head.decode("utf-8", errors="replace").splitlines()[0] if head else ""
+    lines = head.decode("utf-8", errors="replace").splitlines()
+    return next((line for line in lines if line.strip("\ufeff \t")), "")
 
 
 class UnreadableFileError(UserError):

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 from delta.tables import DeltaTable
 from pyspark.errors import AnalysisException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from llm_spark.errors import UserError
@@ -25,6 +25,8 @@ from llm_spark.schemas import RUNS, TABLES, Table
 
 PREDICTIONS_CURRENT = "predictions_current"
 _MAX_PARTITIONS_NAMED = 400
+# A session set to dynamic overwriting would leave the partitions that the new rows do not touch.
+_WHOLE = ("partitionOverwriteMode", "static")
 _TIMES = ("event_time", "ended_at", "started_at", "as_of_date")
 
 
@@ -82,13 +84,19 @@ class Warehouse:
     def replace(self, table: Table, rows: DataFrame, origin: Mapping[str, Any]) -> None:
         """Put `rows` in place of the whole table in one commit, noting what they were made from."""
         self._create(table)
-        writer = _conform(rows, table).write.format("delta").mode("overwrite")
+        writer = _conform(rows, table).write.format("delta").mode("overwrite").option(*_WHOLE)
         writer.option("userMetadata", json.dumps(origin, sort_keys=True)).save(self.path(table))
 
     def replace_where(self, table: Table, rows: DataFrame, predicate: str, origin: Mapping[str, Any]) -> None:
         """Put `rows`, which must all meet `predicate`, in place of the rows that meet it, in one commit, noting what they were made from."""
         self._create(table)
-        writer = _conform(rows, table).write.format("delta").mode("overwrite").option("replaceWhere", predicate)
+        writer = (
+            _conform(rows, table)
+            .write.format("delta")
+            .mode("overwrite")
+            .option(*_WHOLE)
+            .option("replaceWhere", predicate)
+        )
         writer.option("userMetadata", json.dumps(origin, sort_keys=True)).save(self.path(table))
 
     def insert_new(self, table: Table, rows: DataFrame, key: str) -> None:
@@ -113,10 +121,13 @@ class Warehouse:
         merge = target.merge(_conform(rows, table).alias("new"), f"old.{key} = new.{key}")
         merge.whenMatchedUpdateAll().whenNotMatchedInsertAll().execute()
 
-    def update(self, table: Table, condition: str, values: Mapping[str, str]) -> None:
-        """Set columns to SQL expressions where `condition` holds, in one commit."""
-        assignments = {name: F.expr(expression) for name, expression in values.items()}
-        DeltaTable.forPath(self.spark, self.path(table)).update(F.expr(condition), assignments)  # type: ignore[arg-type]
+    def delete(self, table: Table, condition: Column) -> None:
+        """Remove the rows for which `condition` holds, in one commit."""
+        DeltaTable.forPath(self.spark, self.path(table)).delete(condition)
+
+    def undo(self, table: Table) -> None:
+        """Put the version before the newest back in place."""
+        DeltaTable.forPath(self.spark, self.path(table)).restoreToVersion(self.version(table) - 1)
 
     def append(self, table: Table, rows: DataFrame, write_id: str) -> None:
         """Append; a repetition under the same `write_id` is ignored."""

@@ -14,7 +14,8 @@ from pyspark.sql import types as t
 from llm_spark.config import ColumnsConfig, IngestConfig
 
 _SEPARATOR = "\x1f"
-_HAS_ZONE = r"(?i)(Z|UTC|GMT|[+-]\d{2}:?\d{2})$"
+_HAS_DATE = r"^\s*\d{4}-\d{2}-\d{2}"
+_HAS_ZONE = r"(?i)(Z|UTC|GMT|:\d{2}(\.\d+)?\s*[+-]\d{1,2}(:?\d{2})?|\d[+-]\d{2}:?\d{2}|[a-z]+/[a-z_]+)\s*$"
 _FUTURE_TOLERANCE = "1 day"
 _EPOCH_UNITS_PER_SECOND = {"epoch_s": 1, "epoch_ms": 1_000, "epoch_us": 1_000_000}
 
@@ -39,6 +40,11 @@ def _text(column: Column) -> Column:
     return F.when(F.length(trimmed) > 0, trimmed)
 
 
+def _finite(number: Column) -> Column:
+    """Null for what is no number or infinite."""
+    return F.when(F.abs(number) < F.lit(float("inf")), number)
+
+
 def _event_time(raw: Column, kind: t.DataType, time_format: str, time_zone: str) -> Column:
     """UTC timestamp of a time column, null where it cannot be read."""
     if isinstance(kind, t.TimestampType):
@@ -51,7 +57,8 @@ def _event_time(raw: Column, kind: t.DataType, time_format: str, time_zone: str)
         in_range = F.abs(seconds) < F.lit(2**40)
         return F.when(in_range, F.timestamp_micros((seconds * 1_000_000).cast("bigint")))
     if time_format == "iso8601":
-        parsed = F.try_to_timestamp(raw.cast("string"))
+        # Spark reads a bare time of day as today's.
+        parsed = F.when(raw.cast("string").rlike(_HAS_DATE), F.try_to_timestamp(raw.cast("string")))
         has_zone = raw.cast("string").rlike(_HAS_ZONE)
         return F.when(has_zone, parsed).otherwise(F.to_utc_timestamp(parsed, time_zone))
     parsed = F.try_to_timestamp(raw.cast("string"), F.lit(time_format))
@@ -82,7 +89,7 @@ def judge(records: DataFrame, config: IngestConfig, now: datetime) -> DataFrame:
         F.coalesce(_text(_mapped(columns.type, known)), F.lit("event")).alias("event_type"),
         _text(raw_time).alias("_raw_time"),
         _event_time(raw_time, time_kind, config.time_format, config.time_zone).alias("event_time"),
-        _mapped(columns.value, known).cast("double").alias("value"),
+        _finite(_mapped(columns.value, known).cast("double")).alias("value"),
         _text(_mapped(columns.session, known)).alias("session_key"),
         (F.create_map(*pairs) if pairs else F.create_map()).cast("map<string,string>").alias("attributes"),
     )
@@ -111,7 +118,7 @@ def judge(records: DataFrame, config: IngestConfig, now: datetime) -> DataFrame:
         "item_id",
         "event_type",
         "event_time",
-        F.when(~F.isnan("value"), F.col("value")).alias("value"),
+        "value",
         "session_key",
         "attributes",
         F.to_date("event_time").alias("event_date"),
@@ -136,11 +143,17 @@ def _event_id() -> Column:
 def accepted_events(judged: DataFrame) -> DataFrame:
     """Accepted records, each with `occurrence`: 1 for the one that becomes the event, more for its duplicates in this batch.
 
-    Of equal records the first by file name counts, so that a rerun keeps the same one.
+    Of equal records the first by file name counts, so that a rerun keeps the same one. `occurrence_in_file` counts within the file.
     """
     accepted = judged.where(F.col("reason").isNull()).drop("reason", "raw", "detail")
     of_the_same_event = Window.partitionBy("event_id").orderBy("source_file")
-    return accepted.withColumn("occurrence", F.row_number().over(of_the_same_event))
+    within_file = Window.partitionBy("event_id", "source_file").orderBy("source_file")
+    return accepted.withColumns(
+        {
+            "occurrence": F.row_number().over(of_the_same_event),
+            "occurrence_in_file": F.row_number().over(within_file),
+        }
+    )
 
 
 def rejected_records(judged: DataFrame) -> DataFrame:

@@ -12,7 +12,8 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as t
 
 # NCSA combined log format: host identity user [time] "request" status size "referrer" "agent".
-_QUOTED = r'"((?:[^"\\]|\\.)*)"'
+# Possessive: a long request would otherwise exhaust the JVM's stack.
+_QUOTED = r'"((?:[^"\\]|\\.)*+)"'
 ACCESS_LOG = rf"^(\S+) (\S+) (\S+) \[([^\]]+)\] {_QUOTED} (\d{{3}}) (\d+|-) {_QUOTED} {_QUOTED}\s*$"
 ACCESS_LOG_FIELDS = ("host", "identity", "user", "time", "request", "status", "size", "referrer", "agent")
 ACCESS_LOG_COLUMNS = (*ACCESS_LOG_FIELDS, "method", "path")

@@ -18,7 +18,7 @@ MICROSECONDS = 1_000_000
 
 @dataclass(frozen=True)
 class SessionRules:
-    """When a session ends. `by_key`: where the log's own session key changes, instead of by the gap and the maximum length."""
+    """When a session ends. `by_key`: where the log's own session key changes; events without a key still go by the gap and the length."""
 
     gap_seconds: int
     max_length_seconds: int
@@ -53,30 +53,26 @@ def session_starts(events: pa.Table, rules: SessionRules) -> np.ndarray:
     times = _microseconds(events["event_time"])
     is_start = np.ones(len(times), dtype=bool)
     is_start[1:] = _changes(events["user_id"])
+    by_gap = np.ones(len(times), dtype=bool)
     if rules.by_key:
         is_start[1:] |= _changes(events["session_key"])
-    else:
-        is_start[1:] |= np.diff(times) > rules.gap_seconds * MICROSECONDS
+        by_gap = events["session_key"].is_null().to_numpy()
+    is_start[1:] |= by_gap[1:] & (np.diff(times) > rules.gap_seconds * MICROSECONDS)
     starts = np.flatnonzero(is_start)
-    longest = None if rules.by_key else rules.max_length_seconds * MICROSECONDS
+    longest = np.where(by_gap[starts], rules.max_length_seconds * MICROSECONDS, np.iinfo(np.int64).max)
     return _cut_long(starts, times, longest, rules.max_events)
 
 
-def _cut_long(starts: np.ndarray, times: np.ndarray, longest: int | None, max_events: int) -> np.ndarray:
-    """Cut sessions that exceed a limit, each piece as long as the limits allow."""
+def _cut_long(starts: np.ndarray, times: np.ndarray, longest: np.ndarray, max_events: int) -> np.ndarray:
+    """Cut sessions that exceed their longest time or the most events, each piece as long as the limits allow."""
     ends = np.append(starts[1:], len(times))
-    too_long = ends - starts > max_events
-    if longest is not None:
-        too_long |= times[ends - 1] - times[starts] > longest
+    too_long = (ends - starts > max_events) | (times[ends - 1] - times[starts] > longest)
     cuts = []
-    for start, end in zip(starts[too_long], ends[too_long], strict=True):
+    for start, end, limit in zip(starts[too_long], ends[too_long], longest[too_long], strict=True):
         here = start
         while True:
-            following = here + max_events
-            if longest is not None:
-                following = min(
-                    following, here + int(np.searchsorted(times[here:end], times[here] + longest, side="right"))
-                )
+            in_time = np.searchsorted(times[here:end] - times[here], limit, side="right")
+            following = here + min(max_events, int(in_time))
             if following >= end:
                 break
             cuts.append(following)

@@ -50,6 +50,9 @@ class Chain:
     logs: LogsWritten
     config_file: Path
 
+    def with_settings(self, *overrides: str) -> Config:
+        return settings.load(self.config_file, [*SMALL_MODEL, *overrides], ("ingest",))
+
     def run(self, stage: str) -> str:
         """Run a stage again; returns why there was nothing to do, or an empty text."""
         return run_stage(stage, self.warehouse, self.config).nothing_to_do
@@ -77,8 +80,11 @@ def chain(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Chai
     file = simulated_config(folder, folder / "logs", "jsonl")
     config = settings.load(file, SMALL_MODEL, ("ingest",))
     warehouse = Warehouse(spark, config.warehouse)
+    # As in every real run; the other tests do without it, for small data are faster so.
+    spark.conf.set("spark.sql.adaptive.enabled", "true")
     for stage in ALL_STAGES:
         run_stage(stage, warehouse, config)
+    spark.conf.set("spark.sql.adaptive.enabled", "false")
     return Chain(warehouse, config, logs, file)
 
 

@@ -12,7 +12,16 @@ from pyspark.sql import SparkSession
 
 from llm_spark import cli
 from llm_spark.config import Config
-from llm_spark.schemas import EVENTS, EVENTS_REJECTED, INGESTED_FILES, PREDICTIONS, SEQUENCES, SESSIONS
+from llm_spark.schemas import (
+    EVENTS,
+    EVENTS_REJECTED,
+    INGESTED_FILES,
+    PREDICTIONS,
+    RUNS,
+    SEQUENCES,
+    SESSIONS,
+    VOCABULARY,
+)
 from llm_spark.tables.warehouse import Warehouse
 from tests.integration.conftest import SMALL_MODEL, Chain
 
@@ -107,6 +116,15 @@ def test_a_missing_column_lists_those_that_are_there(
     assert not (tmp_path / "warehouse").exists()
 
 
+def test_a_missing_column_that_spark_would_take_for_the_account_it_runs_under(
+    command: Command, config_file: str, logs: Path
+) -> None:
+    (logs / "a.csv").write_text("customer,item,time\nc,i,2025-01-01T00:00:00Z\n")
+    code, error = command("ingest", "--config", config_file)
+    assert code == 2
+    assert "'user' is not among the columns found: customer, item, time" in error
+
+
 def test_a_missing_json_field_lists_those_that_are_there(command: Command, config_file: str, logs: Path) -> None:
     (logs / "a.jsonl").write_text('{"who": "u", "item": "i", "time": "2025-01-01T00:00:00Z"}\n')
     code, error = command("ingest", "--config", config_file, "ingest.format=jsonl")
@@ -144,7 +162,11 @@ def test_a_time_format_that_matches_no_record(
     assert code == 3
     assert "none of 90 records was accepted" in error
     assert "2025-01-0" in error
-    assert not Warehouse(spark, str(tmp_path / "warehouse")).exists(EVENTS)
+    warehouse = Warehouse(spark, str(tmp_path / "warehouse"))
+    assert not warehouse.exists(EVENTS)
+    assert warehouse.read(EVENTS_REJECTED).count() == 90
+    assert command("ingest", "--config", config_file)[0] == 0, "with the right format"
+    assert warehouse.read(EVENTS_REJECTED).count() == 0, "what was judged anew is not rejected any more"
 
 
 def test_empty_files_alone_and_beside_others(command: Command, config_file: str, logs: Path) -> None:
@@ -169,10 +191,12 @@ def test_a_truncated_gzip_is_set_aside_and_read_once_it_is_repaired(
     warehouse = Warehouse(spark, str(tmp_path / "warehouse"))
     assert warehouse.read(EVENTS).count() == 90
     assert [row["reason"] for row in warehouse.read(EVENTS_REJECTED).collect()] == ["unreadable_file"]
+    assert warehouse.read(RUNS).count() == 1
     assert warehouse.read(INGESTED_FILES).count() == 1
     (logs / "broken.csv.gz").write_bytes(whole)
     assert command("ingest", "--config", config_file)[0] == 0
     assert warehouse.read(EVENTS).count() == 90 + 9_000
+    assert warehouse.read(EVENTS_REJECTED).count() == 0
 
 
 def test_too_many_rejected_records_stop_the_night_before_any_event_is_written(
@@ -216,7 +240,9 @@ def test_a_vocabulary_of_one_item(
     code, error = command("sequences", "--config", config_file)
     assert code == 3
     assert "the vocabulary has 1 items" in error
-    assert not Warehouse(spark, str(tmp_path / "warehouse")).exists(SEQUENCES)
+    warehouse = Warehouse(spark, str(tmp_path / "warehouse"))
+    assert not warehouse.exists(SEQUENCES)
+    assert not warehouse.exists(VOCABULARY)
 
 
 def test_fewer_training_sequences_than_ranks(command: Command, config_file: str, logs: Path) -> None:
@@ -239,6 +265,12 @@ def test_splits_that_leave_nothing_to_train_on(command: Command, config_file: st
     assert (code, "the vocabulary has 0 items" in error) == (3, True)
 
 
+def test_a_wrong_time_zone(command: Command, config_file: str, logs: Path) -> None:
+    write_days(logs)
+    code, error = command("ingest", "--config", config_file, "ingest.time_zone=Europe/Nowhere")
+    assert (code, "Europe/Nowhere" in error) == (2, True)
+
+
 def test_an_as_of_day_before_the_first_event_or_no_date(chain: Chain, command: Command, spark: SparkSession) -> None:
     before = chain.warehouse.version(PREDICTIONS)
     code, error = command("score", "--config", str(chain.config_file), "score.as_of=2001-01-01")
@@ -259,9 +291,8 @@ def test_a_damaged_model_artifact(chain: Chain, command: Command, tmp_path: Path
     assert code == 1
     assert weights.name in error
     weights.write_bytes(kept)
-    assert command("score", "--config", str(chain.config_file), f"warehouse={copy}", "score.k=3")[0] == 0, (
-        "a copied warehouse works"
-    )
+    score = ("score", "--config", str(chain.config_file), f"warehouse={copy}", "score.k=3")
+    assert command(*score)[0] == 0, "a copied warehouse works"
 
 
 def test_a_wrong_query(chain: Chain, command: Command) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from datetime import date
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from deltalake import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from llm_spark.errors import DataError
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import (
     EVALUATION,
@@ -154,22 +156,44 @@ def test_the_queries_of_the_readme_run(chain: Chain) -> None:
         sql(chain.warehouse, query).collect()
 
 
-def test_scoring_an_earlier_day_uses_only_what_was_known_then(chain: Chain, spark: SparkSession) -> None:
-    config_then = _with(chain, "score.as_of=2025-01-09")
-    run_stage("score", chain.warehouse, config_then)
-    rows = chain.warehouse.read(PREDICTIONS).where(F.col("as_of_date") == F.lit(date(2025, 1, 9)))
-    known_then = chain.warehouse.read(EVENTS).where("event_time < '2025-01-10'").select("user_id").distinct()
+@pytest.fixture
+def copied(chain: Chain, spark: SparkSession, tmp_path: Path) -> Warehouse:
+    """The chain's warehouse to change at will."""
+    shutil.copytree(chain.warehouse.root, tmp_path / "copy")
+    return Warehouse(spark, str(tmp_path / "copy"))
+
+
+def test_scoring_an_earlier_day_uses_only_what_was_known_then(chain: Chain, copied: Warehouse) -> None:
+    run_stage("score", copied, chain.with_settings("score.as_of=2025-01-09"))
+    rows = copied.read(PREDICTIONS).where(F.col("as_of_date") == F.lit(date(2025, 1, 9)))
+    known_then = copied.read(EVENTS).where("event_time < '2025-01-10'").select("user_id").distinct()
     assert rows.select("user_id").distinct().count() == known_then.count() < chain.logs.num_users
-    newest = sql(chain.warehouse, "SELECT count(DISTINCT user_id), min(as_of_date) FROM predictions_current").first()
+    newest = sql(copied, "SELECT count(DISTINCT user_id), min(as_of_date) FROM predictions_current").first()
     assert newest is not None
     assert newest[0] == chain.logs.num_users
     assert newest[1] > date(2025, 1, 9), "the view keeps each user's newest day"
 
 
-def _with(chain: Chain, *overrides: str):
-    from llm_spark import config as settings
+def test_the_newest_trained_model_scores_and_an_earlier_one_returns_when_it_is_asked_for_again(
+    chain: Chain, copied: Warehouse
+) -> None:
+    (first,) = copied.read(MODELS).collect()
+    other = chain.with_settings("train.seed=9", "train.num_epochs=1")
+    run_stage("train", copied, other)
+    aliases = {row["model_id"]: row["alias"] for row in copied.read(MODELS).collect()}
+    assert aliases.pop(first["model_id"]) == "archived"
+    assert list(aliases.values()) == ["champion"]
+    run_stage("train", copied, chain.config)
+    aliases = {row["model_id"]: row["alias"] for row in copied.read(MODELS).collect()}
+    assert aliases[first["model_id"]] == "champion"
+    assert sorted(aliases.values()) == ["archived", "champion"]
 
-    return settings.load(chain.config_file, [*SMALL_MODEL, *overrides], ("ingest",))
+
+def test_a_model_is_not_tested_on_events_it_has_seen(chain: Chain, copied: Warehouse) -> None:
+    earlier = ["sequences.train_until=2025-01-08", "sequences.validation_until=2025-01-09"]
+    run_stage("sequences", copied, chain.with_settings(*earlier))
+    with pytest.raises(DataError, match="run `llm-spark train`"):
+        run_stage("evaluate", copied, chain.with_settings(*earlier))
 
 
 def test_each_run_left_its_account(chain: Chain) -> None:

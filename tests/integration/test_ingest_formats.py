@@ -48,9 +48,12 @@ def test_csv_files_with_other_columns_or_another_order_are_read_by_their_own_hea
 ) -> None:
     logs = tmp_path / "logs with spaces é"
     logs.mkdir()
-    (logs / "1.csv").write_text("user,item,time\nu,a,2025-01-01T00:00:00Z\n")
+    (logs / "1 [a]{b}.csv").write_text("\nuser,item,time\nu,a,2025-01-01T00:00:00Z\n")
     (logs / "2 ü.csv").write_text('\ufeffitem,time,extra,user\n"b, c",2025-01-01T00:00:01Z,x,u\n')
     (logs / "3.csv.gz").write_bytes(gzip.compress(b"user,time\nu,2025-01-01T00:00:02Z\n"))
+    hidden = logs / "_temporary" / "0"
+    hidden.mkdir(parents=True)
+    (hidden / "part.csv").write_text("user,item,time\nu,not-committed,2025-01-01T00:00:00Z\n")
     config = loaded(f"ingest.paths=['{logs}']", "ingest.format=csv", *COLUMNS)
     warehouse = ingest(spark, config)
     assert [(item, time.second) for _, item, time, _ in events(warehouse)] == [("a", 0), ("b, c", 1)]
@@ -72,6 +75,23 @@ def test_a_file_offered_again_under_another_name_adds_no_event(
     account = run_stage("ingest", warehouse, config)
     assert warehouse.read(EVENTS).count() == 1
     assert (account.rows_in["records"], account.rows_out["duplicates"]) == (2, 2)
+
+
+def test_a_file_that_grew_counts_its_old_lines_as_its_own(spark: SparkSession, loaded: Loaded, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    first, second = (f'{{"user": "u", "item": "{item}", "time": "2025-01-01T00:00:00Z"}}\n' for item in "ij")
+    (logs / "b.jsonl").write_text(first)
+    config = loaded(f"ingest.paths=[{logs}]", "ingest.format=jsonl", *COLUMNS)
+    warehouse = ingest(spark, config)
+    (logs / "b.jsonl").write_text(first + second)
+    (logs / "a.jsonl").write_text(first)
+    run_stage("ingest", warehouse, config)
+    ledger = {
+        row["source_file"][-7:]: (row["num_accepted"], row["num_duplicates"])
+        for row in warehouse.read(INGESTED_FILES).collect()
+    }
+    assert ledger == {"a.jsonl": (0, 1), "b.jsonl": (2, 0)}
 
 
 @pytest.mark.parametrize("before_the_ledger", ["_write_ledger", "_write_events"])

@@ -83,6 +83,32 @@ def test_a_pinned_version_and_its_files_outlive_later_writes(warehouse: Warehous
     assert warehouse.origin(SEQUENCES) == {"from": 2}
 
 
+def test_a_session_set_to_dynamic_overwriting_does_not_leave_old_partitions(
+    warehouse: Warehouse, spark: SparkSession
+) -> None:
+    def rows(split: str) -> DataFrame:
+        made = [("s", "u", split, [2], [2], [None], [0], [1], 1, datetime(2025, 1, 1))]
+        return spark.createDataFrame(made, SEQUENCES.schema)
+
+    spark.conf.set("spark.sql.sources.partitionOverwriteMode", "dynamic")
+    try:
+        warehouse.replace(SEQUENCES, rows("train"), {})
+        warehouse.replace(SEQUENCES, rows("test"), {})
+    finally:
+        spark.conf.unset("spark.sql.sources.partitionOverwriteMode")
+    assert [row["split"] for row in warehouse.read(SEQUENCES).collect()] == ["test"]
+
+
+def test_undoing_a_replacement_brings_the_former_rows_back_and_forgets_the_origin(
+    warehouse: Warehouse, spark: SparkSession
+) -> None:
+    warehouse.replace(VOCABULARY, items(spark, (2, "a")), {"from": 1})
+    warehouse.replace(VOCABULARY, items(spark, (2, "b")), {"from": 2})
+    warehouse.undo(VOCABULARY)
+    assert [row["item_id"] for row in warehouse.read(VOCABULARY).collect()] == ["a"]
+    assert warehouse.origin(VOCABULARY) is None
+
+
 def test_a_missing_table_names_the_stage_that_writes_it(warehouse: Warehouse) -> None:
     with pytest.raises(UserError, match=r"'sessions' is not in the warehouse .* run `llm-spark sessionize` first"):
         warehouse.read(SESSIONS)

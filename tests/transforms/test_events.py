@@ -93,8 +93,22 @@ def test_a_time_that_carries_its_zone_is_not_shifted_again(spark: SparkSession) 
         datetime(2025, 1, 1, 10),
         datetime(2025, 1, 1, 3),
     ]
+    hour_only = ["2025-07-01 10:00:00+00", "2025-07-01 10:00:00 Europe/London"]
+    assert times(spark, hour_only, time_zone="Asia/Tokyo") == [datetime(2025, 7, 1, 10), datetime(2025, 7, 1, 9)]
     access = times(spark, ["17/May/2015:10:05:03 +0200"], time_format="dd/MMM/yyyy:HH:mm:ss Z", time_zone="Asia/Tokyo")
     assert access == [datetime(2015, 5, 17, 8, 5, 3)]
+
+
+def test_a_time_of_day_without_a_date_is_no_time(spark: SparkSession) -> None:
+    assert times(spark, ["10:15:00", "T10:15", "2025-01-01"]) == [None, None, datetime(2025, 1, 1)]
+
+
+def test_a_value_that_is_no_finite_number_is_missing(spark: SparkSession) -> None:
+    rows = [("u", "i", "2025-01-01", value) for value in ("1.5", "NaN", "Infinity", "many", None)]
+    config = IngestConfig(columns=ColumnsConfig(user="u", item="i", time="t", value="v"))
+    found = judge(records(spark, rows, "u string, i string, t string, v string"), config, NOW).collect()
+    assert [row["value"] for row in found] == [1.5, None, None, None, None]
+    assert len({row["event_id"] for row in found}) == 2
 
 
 def test_records_that_differ_in_any_mapped_field_are_different_events(spark: SparkSession) -> None:
@@ -151,3 +165,9 @@ def test_an_access_log_line_is_split_into_its_fields(spark: SparkSession) -> Non
     assert (row["status"], row["size"], row["referrer"], row["agent"]) == ("200", None, None, r"Agent \"X\" (bot)")
     assert not row["_unparsable"]
     assert broken["_unparsable"]
+
+
+def test_a_very_long_request_does_not_break_the_parser(spark: SparkSession) -> None:
+    line = f'1.2.3.4 - - [17/May/2015:10:05:03 +0000] "GET /{"a" * 50_000} HTTP/1.1" 200 1 "-" "-"'
+    (row,) = parse_access_log(lines(spark, [line])).collect()
+    assert (row["_unparsable"], len(row["path"])) == (False, 50_001)

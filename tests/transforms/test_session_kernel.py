@@ -55,7 +55,7 @@ def brute_force(events: list[Event], rules: SessionRules) -> list[list[str]]:
         if sessions:
             first, last = sessions[-1][0][1], sessions[-1][-1][1]
             same_user = last[0] == event[0]
-            if rules.by_key:
+            if rules.by_key and (last[1], event[1]) != (None, None):
                 goes_on = same_user and last[1] == event[1]
             else:
                 goes_on = (
@@ -90,6 +90,11 @@ def test_a_session_is_cut_where_it_exceeds_the_maximum_length() -> None:
 def test_a_session_key_from_the_log_rules_over_the_gap() -> None:
     events: list[Event] = [("u", "a", 0), ("u", "a", 9_999), ("u", "b", 9_999), ("u", None, 9_999), ("u", None, 9_999)]
     assert sessions_of(events, SessionRules(30, 60, 100, by_key=True)) == [["i0", "i1"], ["i2"], ["i3", "i4"]]
+
+
+def test_events_without_a_session_key_go_by_the_gap_where_others_have_one() -> None:
+    events: list[Event] = [("u", "a", 0), ("u", None, 0), ("u", None, 31)]
+    assert sessions_of(events, SessionRules(30, 60, 100, by_key=True)) == [["i0"], ["i1"], ["i2"]]
 
 
 def test_no_events_give_no_sessions() -> None:
