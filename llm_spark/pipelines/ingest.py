@@ -129,7 +129,7 @@ def _json_records(spark: SparkSession, lines: DataFrame, config: IngestConfig) -
     mapped = events.mapped_expressions(config.columns)
     paths: dict[tuple[str, ...], None] = {}
     for name, expression in {**mapped, **{f"filter {rule}": rule for rule in config.filters}}.items():
-        wanted = [(expression,)] if expression in found else raw.referenced_columns(spark, expression)
+        wanted = [(expression,)] if expression in found else _referenced(spark, f"ingest.columns.{name}", expression)
         for path in wanted:
             absent = bool(found) and path[0] not in found
             if absent and name in ("user", "item", "time"):
@@ -142,11 +142,18 @@ def _json_records(spark: SparkSession, lines: DataFrame, config: IngestConfig) -
     return records.parse_json_lines(lines, paths)
 
 
+def _referenced(spark: SparkSession, key: str, expression: str) -> list[tuple[str, ...]]:
+    try:
+        return raw.referenced_columns(spark, expression)
+    except UserError as error:
+        raise UsageError(f"{key}: {error}") from error
+
+
 def _check_expression(found: DataFrame, key: str, expression: str) -> None:
     known = [name for name in found.columns if not name.startswith("_")]
     folded = {name.lower() for name in known}
     # Spark takes an unknown `user` for the account it runs under.
-    for path in raw.referenced_columns(found.sparkSession, expression):
+    for path in _referenced(found.sparkSession, key, expression):
         if path[0].lower() not in folded:
             raise UsageError(f"{key}: '{path[0]}' is not among the columns found: {', '.join(known)}")
     try:

@@ -11,7 +11,9 @@ import pytest
 from pyspark.sql import SparkSession
 
 from llm_spark import cli
+from llm_spark import config as settings
 from llm_spark.config import Config
+from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import (
     EVENTS,
     EVENTS_REJECTED,
@@ -78,6 +80,20 @@ def write_days(logs: Path, users: int = 6, items: int = 5, days: int = 5) -> Non
         for step in range(3)
     ]
     (logs / "days.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def prepared(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A warehouse of two users, ingested and sessionized, to copy."""
+    folder = tmp_path_factory.mktemp("prepared")
+    (folder / "logs").mkdir()
+    write_days(folder / "logs", users=2)
+    columns = [f"ingest.columns.{name}={name}" for name in ("user", "item", "time")]
+    given = [f"warehouse={folder / 'warehouse'}", f"ingest.paths=[{folder / 'logs'}]", "ingest.format=csv", *columns]
+    config = settings.load(None, [*given, *SMALL_MODEL], ("ingest",))
+    for stage in ("ingest", "sessionize"):
+        run_stage(stage, Warehouse(spark, config.warehouse), config)
+    return folder / "warehouse"
 
 
 def run_until(command: Command, config_file: str, *stages: str) -> None:
@@ -232,30 +248,33 @@ def test_a_table_of_an_older_stage_missing(
     assert not (tmp_path / "warehouse" / "tables").exists()
 
 
-def test_a_vocabulary_of_one_item(
-    command: Command, config_file: str, logs: Path, tmp_path: Path, spark: SparkSession
+def test_a_vocabulary_of_too_few_items(
+    command: Command, config_file: str, prepared: Path, tmp_path: Path, spark: SparkSession
 ) -> None:
-    write_days(logs, items=1)
-    run_until(command, config_file, "ingest", "sessionize")
-    code, error = command("sequences", "--config", config_file)
-    assert code == 3
-    assert "the vocabulary has 1 items" in error
+    shutil.copytree(prepared, tmp_path / "warehouse")
+    for setting, num_items in (("sequences.max_items=1", 1), ("sequences.min_item_count=100", 0)):
+        code, error = command("sequences", "--config", config_file, setting)
+        assert code == 3
+        assert f"the vocabulary has {num_items} items" in error
     warehouse = Warehouse(spark, str(tmp_path / "warehouse"))
     assert not warehouse.exists(SEQUENCES)
     assert not warehouse.exists(VOCABULARY)
 
 
-def test_fewer_training_sequences_than_ranks(command: Command, config_file: str, logs: Path) -> None:
-    write_days(logs, users=2)
-    run_until(command, config_file, "ingest", "sessionize", "sequences")
+def test_fewer_training_sequences_than_ranks(
+    command: Command, config_file: str, prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared, tmp_path / "warehouse")
+    run_until(command, config_file, "sequences")
     code, error = command("train", "--config", config_file, *SMALL_MODEL, "train.num_ranks=3")
     assert code == 1
     assert "train.num_ranks" in error
 
 
-def test_splits_that_leave_nothing_to_train_on(command: Command, config_file: str, logs: Path) -> None:
-    write_days(logs)
-    run_until(command, config_file, "ingest", "sessionize")
+def test_splits_that_leave_nothing_to_train_on(
+    command: Command, config_file: str, prepared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared, tmp_path / "warehouse")
     swapped = ["sequences.train_until=2025-01-04", "sequences.validation_until=2025-01-03"]
     code, error = command("sequences", "--config", config_file, *swapped)
     assert (code, "sequences.train_until before" in error) == (2, True)
@@ -310,10 +329,9 @@ def test_a_folder_that_holds_something_else_is_not_simulated_over(command: Comma
 
 
 def test_sessions_are_not_touched_by_a_failed_stage(
-    command: Command, config_file: str, logs: Path, tmp_path: Path, spark: SparkSession
+    command: Command, config_file: str, prepared: Path, tmp_path: Path, spark: SparkSession
 ) -> None:
-    write_days(logs)
-    run_until(command, config_file, "ingest", "sessionize")
+    shutil.copytree(prepared, tmp_path / "warehouse")
     warehouse = Warehouse(spark, str(tmp_path / "warehouse"))
     before = warehouse.version(SESSIONS)
     assert command("sessionize", "--config", config_file, "sessionize.gap_seconds=0")[0] == 2

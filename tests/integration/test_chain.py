@@ -102,7 +102,7 @@ def test_metrics_of_the_training_run_name_the_model_and_fall_in_loss(chain: Chai
     (model,) = chain.warehouse.read(MODELS).collect()
     rows = chain.warehouse.read(TRAINING_METRICS).orderBy("step").collect()
     assert {row["model_id"] for row in rows} == {model["model_id"]}
-    losses = [row["value"] for row in rows if row["name"] == "validation_loss"]
+    losses = [row["value"] for row in rows if row["name"] == "epoch_loss"]
     assert losses[-1] < losses[0]
     assert any(row["name"] == "validation_recall_at_20" for row in rows)
     assert json.loads(model["table_versions"])["sequences"] == chain.warehouse.version(SEQUENCES)

@@ -26,6 +26,11 @@ def submit(stage: str, *arguments: str, options: list[str]) -> subprocess.Comple
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+def printed(done: subprocess.CompletedProcess[str]) -> str:
+    """All that was printed: spark-submit lays a Python program's stderr into its own stdout."""
+    return done.stdout + done.stderr
+
+
 @pytest.fixture(scope="module")
 def cluster_options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     # As conf/spark-submit.conf, with the JARs at hand in place of resolving the package at each of six starts.
@@ -51,8 +56,8 @@ def test_all_stages_submitted_to_a_cluster_give_what_they_give_on_one_machine(
     arguments = ["--config", str(chain.config_file), f"warehouse={tmp_path / 'warehouse'}", *SMALL_MODEL]
     for stage in ALL_STAGES:
         done = submit(stage, *arguments, options=cluster_options)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert f"{stage}:" in done.stderr
+        assert done.returncode == 0, printed(done)[-3000:]
+        assert f"{stage}:" in printed(done)
     warehouse = Warehouse(spark, str(tmp_path / "warehouse"))
     for table, columns in (
         (EVENTS, ["event_id", "event_time", "value"]),
@@ -69,7 +74,7 @@ def test_all_stages_submitted_to_a_cluster_give_what_they_give_on_one_machine(
 def test_a_failed_stage_gives_its_exit_code_through_spark_submit(cluster_options: list[str], tmp_path: Path) -> None:
     done = submit("train", f"warehouse={tmp_path}", options=["--master", "local[1]", *cluster_options[2:]])
     assert done.returncode == 1
-    assert "run `llm-spark sequences` first" in done.stderr
+    assert "run `llm-spark sequences` first" in printed(done)
 
 
 def test_a_spark_without_delta_is_told_how_to_get_it(tmp_path: Path) -> None:
@@ -77,4 +82,4 @@ def test_a_spark_without_delta_is_told_how_to_get_it(tmp_path: Path) -> None:
         "train", f"warehouse={tmp_path}", options=["--master", "local[1]", "--conf", "spark.ui.enabled=false"]
     )
     assert done.returncode == 1
-    assert "conf/spark-submit.conf" in done.stderr
+    assert "conf/spark-submit.conf" in printed(done)
