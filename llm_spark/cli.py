@@ -15,15 +15,8 @@ from llm_spark import logs
 from llm_spark.config import Config
 from llm_spark.errors import UserError
 from llm_spark.logs import log
+from llm_spark.pipelines import STAGES
 
-STAGES = {
-    "ingest": "raw files -> events, events_rejected",
-    "sessionize": "events -> sessions",
-    "sequences": "sessions -> vocabulary, sequences",
-    "train": "sequences -> a model",
-    "evaluate": "the model on the test sequences -> evaluation",
-    "score": "every user's next items -> predictions",
-}
 # What a stage reads of the config and cannot do without.
 _NEEDS: dict[str, tuple[str, ...]] = {
     stage: ("ingest",) if stage in ("ingest", "sessionize", "score") else () for stage in STAGES

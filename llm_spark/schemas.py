@@ -15,10 +15,6 @@ INTS = t.ArrayType(t.IntegerType())
 TIME = t.TimestampType()
 LONG = t.LongType()
 
-PADDING_TOKEN = 0
-UNKNOWN_TOKEN = 1
-FIRST_ITEM_TOKEN = 2
-
 SPLITS = ("train", "validation", "test")
 
 REJECTION_REASONS = (
@@ -232,6 +228,23 @@ PREDICTIONS = Table(
     ("as_of_date",),
 )
 
+DATA_QUALITY = Table(
+    "data_quality",
+    "One measured check of one run",
+    "every stage",
+    _columns(
+        _RUN_ID,
+        ("stage", TEXT, "the stage that measured"),
+        ("name", TEXT, "what was measured"),
+        ("subject", TEXT, "of what: a file, a table, a split, a column"),
+        ("value", t.DoubleType(), "the measured value"),
+        ("limit", t.DoubleType(), "the value that it is held against; null where there is none"),
+        ("severity", TEXT, "info: a measurement; warning: look at it; error: the stage refused to go on"),
+        ("detail", TEXT, "in words"),
+        ("measured_at", TIME, "when the run began"),
+    ),
+)
+
 RUNS = Table(
     "runs",
     "One run of a stage",
@@ -260,6 +273,7 @@ TABLES = {
         TRAINING_METRICS,
         EVALUATION,
         PREDICTIONS,
+        DATA_QUALITY,
         RUNS,
     )
 }

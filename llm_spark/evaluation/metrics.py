@@ -12,7 +12,6 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 NORMAL_975 = 1.959963984540054
-SLICES = ("all", "first_in_session", "within_session")
 
 
 def _gains(ks: Sequence[int]) -> dict[str, Column]:

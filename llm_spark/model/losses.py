@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from llm_spark.model.network import FIRST_ITEM_TOKEN
+from llm_spark.tokens import FIRST_ITEM_TOKEN
 
 MAX_LOGITS = 2**22
 """Logits held at a time: 16 MiB of float32, which is about the last-level cache of a server's core."""

@@ -24,9 +24,8 @@ from llm_spark.model.attention import SessionAttention
 from llm_spark.model.history import HistoryBatch
 from llm_spark.model.memory import UserMemory
 from llm_spark.model.plan import SessionPlan
+from llm_spark.tokens import FIRST_ITEM_TOKEN, UNKNOWN_TOKEN
 
-UNKNOWN_TOKEN = 1
-FIRST_ITEM_TOKEN = 2
 MAX_STANDARDISED_VALUE = 8.0
 """Standardised values are cut here: one order of 80,000 pieces must not drown the item."""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llm_spark.model.losses import chunk_rows, is_item
-from llm_spark.model.network import FIRST_ITEM_TOKEN
+from llm_spark.tokens import FIRST_ITEM_TOKEN
 
 
 @torch.no_grad()

@@ -1,0 +1,11 @@
+"""One module a stage: read tables, transform, write tables."""
+
+STAGES = {
+    "ingest": "raw files -> events, events_rejected",
+    "sessionize": "events -> sessions",
+    "sequences": "sessions -> vocabulary, sequences",
+    "train": "sequences -> a model",
+    "evaluate": "the model on the test sequences -> evaluation",
+    "score": "every user's next items -> predictions",
+}
+"""The stages in their order, and what each makes of what."""

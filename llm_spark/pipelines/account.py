@@ -10,8 +10,20 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from llm_spark.logs import log
-from llm_spark.schemas import RUNS, Table
+from llm_spark.schemas import DATA_QUALITY, RUNS, Table
 from llm_spark.tables.warehouse import Warehouse
+
+
+@dataclass(frozen=True)
+class Check:
+    """One measurement of a run, for the table `data_quality`; the fields are its columns."""
+
+    name: str
+    subject: str
+    value: float
+    limit: float | None = None
+    severity: str = "info"
+    detail: str = ""
 
 
 @dataclass
@@ -29,6 +41,8 @@ class Account:
     read: dict[str, int] = field(default_factory=dict)
     written: dict[str, int] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    """What was measured of the data; recorded also where the stage then refuses to go on."""
     refusal: str = ""
     """What did not pass a gate although the rest was done; the stage ends with exit code 3."""
     seconds: float = 0.0
@@ -43,9 +57,21 @@ class Account:
         if self.nothing_to_do:
             log.info("%s: nothing to do, %s", self.stage, self.nothing_to_do)
             return
+        self.record_checks(warehouse)
         self._record(warehouse)
         for line in self.lines():
             log.info("%s", line)
+
+    def record_checks(self, warehouse: Warehouse) -> None:
+        """Append the checks to `data_quality`, once."""
+        if not self.checks:
+            return
+        rows = [
+            (self.run_id, self.stage, c.name, c.subject, float(c.value), c.limit, c.severity, c.detail, self.started_at)
+            for c in self.checks
+        ]
+        measured = warehouse.spark.createDataFrame(rows, DATA_QUALITY.schema)
+        warehouse.append(DATA_QUALITY, measured, f"checks-{self.run_id}")
 
     def lines(self) -> list[str]:
         def counts(numbers: dict[str, int]) -> str:

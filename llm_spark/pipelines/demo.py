@@ -13,10 +13,11 @@ from pyspark.sql import functions as F
 
 from llm_spark.config import Config
 from llm_spark.logs import log, progress
+from llm_spark.pipelines import STAGES
 from llm_spark.pipelines.query import print_query, print_table
+from llm_spark.pipelines.registry import champion
 from llm_spark.pipelines.simulate import simulate
 from llm_spark.pipelines.stages import run_stage
-from llm_spark.pipelines.train import champion
 from llm_spark.schemas import EVALUATION, SEQUENCES, VOCABULARY
 from llm_spark.simulation import Oracle, OracleResult, Process, SimulationConfig
 from llm_spark.tables.warehouse import Warehouse
@@ -64,7 +65,7 @@ def _is_complete(logs: Path) -> bool:
 
 def run(warehouse: Warehouse, config: Config, config_file: Path) -> None:
     """Run every stage, then print how near the model comes to the best reachable, and a query's answer."""
-    for stage in ("ingest", "sessionize", "sequences", "train", "evaluate", "score"):
+    for stage in STAGES:
         run_stage(stage, warehouse, config)
     model_id = champion(warehouse).model_id
     with progress("the best reachable recall"):

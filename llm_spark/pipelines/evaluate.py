@@ -14,7 +14,7 @@ from llm_spark.evaluation.baselines import popularity_ranks
 from llm_spark.evaluation.metrics import ranking_metrics
 from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.train import Champion, champion
+from llm_spark.pipelines.registry import Champion, champion
 from llm_spark.schemas import EVALUATION, SEQUENCES, VOCABULARY
 from llm_spark.scoring import TARGET_RANKS_DDL, target_ranks
 from llm_spark.tables.warehouse import Warehouse

@@ -20,6 +20,7 @@ from llm_spark.tables import raw
 from llm_spark.tables.raw import RawFile, UnreadableFileError
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.transforms import events, records
+from llm_spark.transforms.identity import stable_id
 
 _MAX_UNREADABLE_FILES = 20
 _NUM_LINES_SAMPLED = 1_000
@@ -216,7 +217,7 @@ def _write_rejected(warehouse: Warehouse, batch: _Batch, account: Account) -> No
     if batch.unreadable:
         rows = [(file.uri, None, "unreadable_file", file.detail) for file in batch.unreadable]
         aside = warehouse.spark.createDataFrame(rows, "source_file string, raw string, reason string, detail string")
-        rejected = rejected.unionByName(aside.withColumn("record_id", F.substring(F.sha2("source_file", 256), 1, 32)))
+        rejected = rejected.unionByName(aside.withColumn("record_id", stable_id(F.col("source_file"))))
     _forget_earlier_rejections(warehouse, batch)
     warehouse.insert_new(EVENTS_REJECTED, _stamped(rejected, account), "record_id")
 

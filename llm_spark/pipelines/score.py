@@ -12,7 +12,7 @@ from llm_spark.config import Config
 from llm_spark.errors import DataError, UsageError
 from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.train import champion
+from llm_spark.pipelines.registry import champion
 from llm_spark.schemas import EVENT_TYPES, PREDICTIONS, SESSIONS, VOCABULARY
 from llm_spark.scoring import RECOMMEND_DDL, recommend
 from llm_spark.tables.warehouse import Warehouse

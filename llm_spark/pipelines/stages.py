@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from llm_spark.config import Config
-from llm_spark.errors import DataError
+from llm_spark.errors import DataError, UserError
 from llm_spark.pipelines.account import Account
 from llm_spark.tables.warehouse import Warehouse
 
@@ -15,7 +15,11 @@ def run_stage(name: str, warehouse: Warehouse, config: Config) -> Account:
     account = Account(name)
     # Imported when it runs: torch takes seconds to load, and only three stages need it.
     stage = getattr(importlib.import_module(f"llm_spark.pipelines.{name}"), name)
-    stage(warehouse, config, account)
+    try:
+        stage(warehouse, config, account)
+    except UserError:
+        account.record_checks(warehouse)
+        raise
     account.close(warehouse)
     if account.refusal:
         raise DataError(account.refusal)

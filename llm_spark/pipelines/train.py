@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 import llm_spark
 from llm_spark.config import Config
 from llm_spark.errors import DataError, UserError
 from llm_spark.logs import log, progress
-from llm_spark.model.artifact import discard_artifact, load_artifact
+from llm_spark.model.artifact import discard_artifact
 from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.registry import promote, registered
+from llm_spark.reader import ReaderError, Snapshot
 from llm_spark.schemas import EVENT_TYPES, MODELS, SEQUENCES, TRAINING_METRICS, VOCABULARY, Table
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.training.launch import Progress, TrainingJob, TrainingResult
@@ -32,22 +32,19 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
     versions = {table.name: warehouse.version(table) for table in (SEQUENCES, VOCABULARY, EVENT_TYPES)}
     settings = {"model": asdict(config.model), "train": asdict(config.train)}
     model_id = _model_id(versions, settings)
-    earlier = _registered(warehouse, model_id)
-    if earlier is not None and _is_whole(warehouse, model_id):
-        if earlier["alias"] == "champion":
-            account.nothing_to_do = f"model {model_id} was trained on this data with these settings already"
-        else:
-            _promote(warehouse, warehouse.spark.createDataFrame([earlier], MODELS.schema))
-            account.remarks.append(
-                f"model {model_id}, trained earlier on this data with these settings, is champion again"
-            )
-            account.wrote(warehouse, MODELS)
+    earlier = registered(warehouse, model_id)
+    if earlier is not None and earlier["alias"] == "champion":
+        account.nothing_to_do = f"model {model_id} was trained on this data with these settings already"
+        return
+    if earlier is not None:
+        promote(warehouse, earlier)
+        account.remarks.append(f"model {model_id}, trained earlier on this data with these settings, is champion again")
+        account.wrote(warehouse, MODELS)
         return
     discard_artifact(warehouse.model_path(model_id))
-    train_files = warehouse.data_files(SEQUENCES, versions[SEQUENCES.name], "split=train")
-    if not train_files:
+    training = _snapshot(warehouse, versions, "train")
+    if not training.files:
         raise DataError("the sequences table has no training rows: bring more events, or move sequences.train_until")
-    work_dir = _work_dir(warehouse)
     with progress("train") as bar:
 
         def show(state: Progress) -> None:
@@ -59,12 +56,12 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
         job = TrainingJob(
             model_config=config.model,
             train_config=config.train,
-            train_files=train_files,
-            validation_files=warehouse.data_files(SEQUENCES, versions[SEQUENCES.name], "split=validation"),
+            training=training,
+            validation=_snapshot(warehouse, versions, "validation"),
             num_tokens=_num_tokens(warehouse, VOCABULARY, versions),
             num_event_types=_num_tokens(warehouse, EVENT_TYPES, versions),
             artifact_path=warehouse.model_path(model_id),
-            work_dir=work_dir,
+            work_dir=f"{warehouse.root}/staging",
             provenance={
                 "model_id": model_id,
                 "table_versions": versions,
@@ -77,7 +74,7 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
     log.info("%s", result.model_summary)
     _write_metrics(warehouse, model_id, result)
     _register(warehouse, model_id, settings, versions, result)
-    account.rows_in = {"training_files": len(train_files)}
+    account.rows_in = {"training_files": len(training.files)}
     account.rows_out = {"steps": result.num_steps, "tokens": result.num_tokens, "parameters": result.num_parameters}
     account.read = versions
     account.wrote(warehouse, MODELS, TRAINING_METRICS)
@@ -87,44 +84,6 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
         else f", validation recall@20 {result.best_recall:.3f} at step {result.best_step}"
     )
     account.remarks.append(f"model {model_id} by {result.num_ranks} rank(s): loss {result.final_loss:.3f}{recall}")
-
-
-@dataclass(frozen=True)
-class Champion:
-    """The model that scores, its artifact found whole."""
-
-    model_id: str
-    path: str
-    num_tokens: int
-    num_event_types: int
-    validation_until: str
-    """UTC end of what it was chosen on: nothing earlier may test it."""
-
-
-def champion(warehouse: Warehouse) -> Champion:
-    """UserError where there is no model yet, or its artifact is damaged."""
-    row = warehouse.read(MODELS).where(F.col("alias") == "champion").orderBy(F.desc("created_at")).first()
-    if row is None:
-        raise DataError("no model is champion: run `llm-spark train`")
-    path = warehouse.model_path(row["model_id"])
-    loaded = load_artifact(path)
-    splits = loaded.tables["splits"]
-    return Champion(
-        row["model_id"], path, loaded.model.num_tokens, loaded.model.num_event_types, splits["validation_until"]
-    )
-
-
-def _registered(warehouse: Warehouse, model_id: str) -> Any:
-    return warehouse.read(MODELS).where(F.col("model_id") == model_id).first() if warehouse.exists(MODELS) else None
-
-
-def _is_whole(warehouse: Warehouse, model_id: str) -> bool:
-    try:
-        load_artifact(warehouse.model_path(model_id))
-    except UserError as error:
-        log.warning("train: %s", error)
-        return False
-    return True
 
 
 def _model_id(versions: dict[str, int], settings: dict[str, Any]) -> str:
@@ -146,12 +105,12 @@ def _num_tokens(warehouse: Warehouse, table: Table, versions: dict[str, int]) ->
     return int(largest[0]) + 1
 
 
-def _work_dir(warehouse: Warehouse) -> str:
-    """Where driver and ranks leave each other their records: in the warehouse, which all of them see."""
-    folder = f"{warehouse.root}/staging"
-    if warehouse.is_local:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    return folder
+def _snapshot(warehouse: Warehouse, versions: dict[str, int], split: str) -> Snapshot:
+    """The files of one split at the version that is trained on, from Delta's log."""
+    try:
+        return Snapshot.of_delta(warehouse.path(SEQUENCES), versions[SEQUENCES.name], {"split": split})
+    except ReaderError as error:
+        raise UserError(str(error)) from error
 
 
 def _write_metrics(warehouse: Warehouse, model_id: str, result: TrainingResult) -> None:
@@ -172,25 +131,14 @@ def _register(
         "best_step": result.best_step,
         "validation_recall_at_20": result.best_recall,
     }
-    row = (
-        model_id,
-        datetime.now(UTC).replace(tzinfo=None),
-        json.dumps(settings),
-        json.dumps(versions),
-        json.dumps(metrics),
-        f"models/{model_id}",
-        None,
-        None,
+    promote(
+        warehouse,
+        {
+            "model_id": model_id,
+            "created_at": datetime.now(UTC).replace(tzinfo=None),
+            "config": json.dumps(settings),
+            "table_versions": json.dumps(versions),
+            "metrics": json.dumps(metrics),
+            "artifact": f"models/{model_id}",
+        },
     )
-    _promote(warehouse, warehouse.spark.createDataFrame([row], MODELS.schema))
-
-
-def _promote(warehouse: Warehouse, model: DataFrame) -> None:
-    """Make this model champion and archive the former one, in one commit."""
-    promoted = model.withColumns({"alias": F.lit("champion"), "reason": F.lit("newest trained model")})
-    (model_id,) = (row["model_id"] for row in model.collect())
-    if warehouse.exists(MODELS):
-        former = warehouse.read(MODELS).where((F.col("alias") == "champion") & (F.col("model_id") != model_id))
-        archived = former.withColumns({"alias": F.lit("archived"), "reason": F.lit(f"followed by {model_id}")})
-        promoted = promoted.unionByName(archived).localCheckpoint()
-    warehouse.upsert(MODELS, promoted, "model_id")

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from delta.tables import DeltaTable
 from pyspark.errors import AnalysisException
@@ -139,12 +138,6 @@ class Warehouse:
         self._create(table)
         writer = _conform(rows, table).write.format("delta").mode("append")
         writer.option("txnAppId", write_id).option("txnVersion", 1).save(self.path(table))
-
-    def data_files(self, table: Table, version: int, partition: str) -> list[str]:
-        """Parquet files of one partition (`column=value`) at one version, by name: the snapshot's own list, never the folder's."""
-        files = self.read(table, version).inputFiles()
-        chosen = [file for file in files if f"/{partition}/" in unquote(file)]
-        return sorted(unquote(re.sub(r"^file:/+", "/", file)) if file.startswith("file:") else file for file in chosen)
 
     def register(self) -> list[str]:
         """Make each table that exists a temporary view of its name, and `predictions_current`; returns the names."""

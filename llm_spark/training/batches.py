@@ -16,8 +16,8 @@ from torch import Tensor
 from llm_spark.config import TrainConfig
 from llm_spark.errors import DataError, UserError
 from llm_spark.model.history import HistoryBatch
-from llm_spark.model.network import FIRST_ITEM_TOKEN
-from llm_spark.reader import RaggedReader
+from llm_spark.reader import RaggedReader, Snapshot
+from llm_spark.tokens import FIRST_ITEM_TOKEN
 from llm_spark.training.distributed import Ranks
 from llm_spark.training.job import TrainingJob
 
@@ -43,13 +43,13 @@ class ReaderSource:
         self._job = job
         self._rows_a_rank = max(1, job.train_config.batch_rows // ranks.world_size)
         self._ranks = ranks
-        if not job.train_files:
+        if not job.training.files:
             raise UserError(
                 "nothing to learn: the training split holds no rows; give more data, or a later sequences.train_until"
             )
-        self._train = self._reader(job.train_files, self._rows_a_rank, shuffle=True)
+        self._train = self._reader(job.training, self._rows_a_rank, shuffle=True)
         self._validation = (
-            self._reader(job.validation_files, self._rows_a_rank, shuffle=False) if job.validation_files else None
+            self._reader(job.validation, self._rows_a_rank, shuffle=False) if job.validation.files else None
         )
         if self._train.num_rows < ranks.world_size:
             raise UserError(
@@ -71,10 +71,10 @@ class ReaderSource:
 
     def statistics_pass(self) -> Iterator[HistoryBatch]:
         """Every training row once, in large batches."""
-        for batch in self._reader(self._job.train_files, STATISTICS_BATCH_ROWS, shuffle=False).epoch(0):
+        for batch in self._reader(self._job.training, STATISTICS_BATCH_ROWS, shuffle=False).epoch(0):
             yield history_batch(batch, self._job.num_tokens, self._job.num_event_types)
 
-    def _reader(self, files: list[str], batch_rows: int, shuffle: bool) -> RaggedReader:
+    def _reader(self, files: Snapshot, batch_rows: int, shuffle: bool) -> RaggedReader:
         config: TrainConfig = self._job.train_config
         return RaggedReader(
             files=files,

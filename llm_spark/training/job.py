@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llm_spark.config import ModelConfig, TrainConfig
+from llm_spark.reader import Snapshot
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,10 @@ class TrainingJob:
 
     model_config: ModelConfig
     train_config: TrainConfig
-    train_files: list[str]
-    """Parquet data files of the training split: exactly the snapshot's."""
-    validation_files: list[str]
-    """Of the validation split; where empty there is no early stopping, and the last weights are kept."""
+    training: Snapshot
+    """The training split's files at one version of the table."""
+    validation: Snapshot
+    """The validation split's; where it has none there is no early stopping, and the last weights are kept."""
     num_tokens: int
     """Rows of the embedding: the highest token of the vocabulary, plus one."""
     num_event_types: int

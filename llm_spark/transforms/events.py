@@ -12,8 +12,8 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as t
 
 from llm_spark.config import ColumnsConfig, IngestConfig
+from llm_spark.transforms.identity import stable_id
 
-_SEPARATOR = "\x1f"
 _HAS_DATE = r"^\s*\d{4}-\d{2}-\d{2}"
 _HAS_ZONE = r"(?i)(Z|UTC|GMT|:\d{2}(\.\d+)?\s*[+-]\d{1,2}(:?\d{2})?|\d[+-]\d{2}:?\d{2}|[a-z]+/[a-z_]+)\s*$"
 _FUTURE_TOLERANCE = "1 day"
@@ -126,7 +126,7 @@ def judge(records: DataFrame, config: IngestConfig, now: datetime) -> DataFrame:
 
 
 def _event_id() -> Column:
-    """Half a SHA-256 over the event's identity; fields are told apart by a separator and nulls from empty texts by a mark."""
+    """Hash of the event's identity; nulls are told from texts by a mark."""
     parts = [
         F.col("user_id"),
         F.col("item_id"),
@@ -137,7 +137,7 @@ def _event_id() -> Column:
         F.to_json("attributes"),
     ]
     marked = [F.coalesce(F.concat(F.lit("="), part), F.lit("-")) for part in parts]
-    return F.substring(F.sha2(F.concat_ws(_SEPARATOR, *marked), 256), 1, 32)
+    return stable_id(*marked)
 
 
 def accepted_events(judged: DataFrame) -> DataFrame:
@@ -161,5 +161,5 @@ def rejected_records(judged: DataFrame) -> DataFrame:
     rejected = judged.where(F.col("reason").isNotNull()).select("source_file", "raw", "reason", "detail")
     equal_records = Window.partitionBy("source_file", "raw").orderBy("reason")
     occurrence = F.row_number().over(equal_records).cast("string")
-    identity = F.concat_ws(_SEPARATOR, F.col("source_file"), F.coalesce("raw", F.lit("")), occurrence)
-    return rejected.withColumn("record_id", F.substring(F.sha2(identity, 256), 1, 32))
+    record_id = stable_id(F.col("source_file"), F.coalesce("raw", F.lit("")), occurrence)
+    return rejected.withColumn("record_id", record_id)

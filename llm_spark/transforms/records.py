@@ -16,7 +16,6 @@ from pyspark.sql import types as t
 _QUOTED = r'"((?:[^"\\]|\\.)*+)"'
 ACCESS_LOG = rf"^(\S+) (\S+) (\S+) \[([^\]]+)\] {_QUOTED} (\d{{3}}) (\d+|-) {_QUOTED} {_QUOTED}\s*$"
 ACCESS_LOG_FIELDS = ("host", "identity", "user", "time", "request", "status", "size", "referrer", "agent")
-ACCESS_LOG_COLUMNS = (*ACCESS_LOG_FIELDS, "method", "path")
 
 
 def parse_json_lines(lines: DataFrame, columns: Iterable[tuple[str, ...]]) -> DataFrame:

@@ -11,8 +11,10 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from llm_spark.config import SequencesConfig
-from llm_spark.schemas import SPLITS, UNKNOWN_TOKEN
+from llm_spark.schemas import SPLITS
+from llm_spark.tokens import UNKNOWN_TOKEN
 from llm_spark.transforms.history_kernel import HistoryRules, SpanChooser, history_batches, latest_spans, split_spans
+from llm_spark.transforms.identity import stable_id
 
 _KERNEL_OUTPUT = """user_id string, split int, row_number int, tokens array<int>, event_types array<int>, values array<float>,
 session_starts array<int>, event_times array<bigint>, first_target int, started_at timestamp"""
@@ -96,9 +98,8 @@ def sequences(steps: DataFrame, config: SequencesConfig, times: SplitTimes) -> D
     )
     rows = _histories(steps, split_spans(rules))
     split = F.element_at(F.array(*[F.lit(name) for name in SPLITS]), F.col("split") + 1)
-    identity = F.concat_ws("\x1f", F.col("user_id"), split, F.col("row_number").cast("string"))
-    sequence_id = F.substring(F.sha2(identity, 256), 1, 32).alias("sequence_id")
-    return rows.select(sequence_id, "user_id", split.alias("split"), *_HISTORY_COLUMNS)
+    sequence_id = stable_id(F.col("user_id"), split, F.col("row_number").cast("string"))
+    return rows.select(sequence_id.alias("sequence_id"), "user_id", split.alias("split"), *_HISTORY_COLUMNS)
 
 
 def latest_histories(steps: DataFrame, max_tokens: int) -> DataFrame:

@@ -9,6 +9,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from llm_spark.config import SessionizeConfig
+from llm_spark.transforms.identity import stable_id
 from llm_spark.transforms.session_kernel import SessionRules, sessionize_batches
 
 _KERNEL_OUTPUT = """user_id string, session_key string, first_event_id string, started_at timestamp, ended_at timestamp, num_events int,
@@ -43,9 +44,8 @@ def sessionize(events: DataFrame, config: SessionizeConfig, by_key: bool) -> Dat
     order = ["user_bucket", "user_id", *(["session_key"] if by_key else []), "event_time", "event_id"]
     by_user = bucketed.repartitionById(config.num_buckets, F.col("user_bucket")).sortWithinPartitions(*order)
     closed_sessions = by_user.drop("user_bucket").mapInArrow(run_kernel, _KERNEL_OUTPUT)
-    identity = F.concat_ws("\x1f", F.col("user_id"), F.coalesce("session_key", F.lit("")), F.col("first_event_id"))
     return closed_sessions.select(
-        F.substring(F.sha2(identity, 256), 1, 32).alias("session_id"),
+        stable_id(F.col("user_id"), F.coalesce("session_key", F.lit("")), F.col("first_event_id")).alias("session_id"),
         "user_id",
         user_bucket(config.num_buckets).alias("user_bucket"),
         "started_at",

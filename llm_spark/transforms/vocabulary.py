@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
-from llm_spark.schemas import FIRST_ITEM_TOKEN
+from llm_spark.tokens import FIRST_ITEM_TOKEN
 
 
 def item_counts(sessions: DataFrame) -> DataFrame:

@@ -41,8 +41,8 @@ def test_one_user_alone_has_no_interval(spark: SparkSession) -> None:
     assert {(row["ci_low"], row["ci_high"]) for row in ranking_metrics(frame, [1]).collect()} == {(None, None)}
 
 
-def test_popularity_counts_each_training_event_once_and_ties_count_against_it(spark: SparkSession) -> None:
-    # Events a a b c in the first row; the second repeats b c as context and adds a and d.
+def test_popularity_counts_each_training_target_once_and_ties_count_against_it(spark: SparkSession) -> None:
+    # The first row predicts a b c; the second repeats b c as context and predicts a and d.
     training = spark.createDataFrame([([2, 2, 3, 4], 1), ([3, 4, 2, 5], 2)], "tokens array<int>, first_target int")
     vocabulary = spark.createDataFrame([(token,) for token in (2, 3, 4, 5, 6)], "token int")
     targets = spark.createDataFrame(

@@ -11,11 +11,10 @@ from pyspark.sql import SparkSession
 
 from llm_spark import config as settings
 from llm_spark.config import Config
+from llm_spark.pipelines import STAGES
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.simulation import LogsWritten, SimulationConfig, write_logs
 from llm_spark.tables.warehouse import Warehouse
-
-ALL_STAGES = ("ingest", "sessionize", "sequences", "train", "evaluate", "score")
 
 SIMULATION = SimulationConfig(
     num_users=120,
@@ -82,7 +81,7 @@ def chain(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Chai
     warehouse = Warehouse(spark, config.warehouse)
     # As in every real run; the other tests do without it, for small data are faster so.
     spark.conf.set("spark.sql.adaptive.enabled", "true")
-    for stage in ALL_STAGES:
+    for stage in STAGES:
         run_stage(stage, warehouse, config)
     spark.conf.set("spark.sql.adaptive.enabled", "false")
     return Chain(warehouse, config, logs, file)

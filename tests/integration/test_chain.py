@@ -16,6 +16,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from llm_spark.errors import DataError
+from llm_spark.pipelines import STAGES
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import (
     EVALUATION,
@@ -34,7 +35,7 @@ from llm_spark.schemas import (
 )
 from llm_spark.simulation import Process, write_logs
 from llm_spark.tables.warehouse import Warehouse, sql
-from tests.integration.conftest import ALL_STAGES, SIMULATION, SMALL_MODEL, Chain, simulated_config
+from tests.integration.conftest import SIMULATION, SMALL_MODEL, Chain, simulated_config
 
 
 def test_ingest_finds_exactly_the_events_that_were_simulated(chain: Chain) -> None:
@@ -125,7 +126,7 @@ def test_every_user_gets_k_distinct_known_items_in_order_of_probability(chain: C
         assert 0 < sum(chances) <= 1 + 1e-6
 
 
-@pytest.mark.parametrize("stage", ALL_STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_second_run_of_a_stage_has_nothing_to_do_and_changes_no_table(chain: Chain, stage: str) -> None:
     def versions() -> dict[str, int]:
         return {
@@ -198,7 +199,7 @@ def test_a_model_is_not_tested_on_events_it_has_seen(chain: Chain, copied: Wareh
 
 def test_each_run_left_its_account(chain: Chain) -> None:
     stages = [row["stage"] for row in chain.warehouse.read(RUNS).orderBy("started_at").limit(6).collect()]
-    assert stages == list(ALL_STAGES)
+    assert stages == list(STAGES)
 
 
 def _events(frame: DataFrame) -> set[tuple]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from llm_spark import config as settings
+from llm_spark.pipelines import STAGES
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import EVALUATION, EVENTS, EVENTS_REJECTED, PREDICTIONS, SESSIONS
 from llm_spark.tables.warehouse import Warehouse
-from tests.integration.conftest import ALL_STAGES
 
 CONF = Path(__file__).parents[2] / "conf"
 QUICK = ["train.num_epochs=1", "train.device=cpu", "sessionize.num_buckets=2"]
@@ -24,7 +23,7 @@ def run_all(spark: SparkSession, name: str, paths: list[str], folder: Path, *ove
     given = [f"warehouse={folder}", f"ingest.paths=[{quoted}]", *QUICK, *overrides]
     config = settings.load(CONF / name, given, ("ingest",))
     warehouse = Warehouse(spark, config.warehouse)
-    for stage in ALL_STAGES:
+    for stage in STAGES:
         run_stage(stage, warehouse, config)
     users = warehouse.read(SESSIONS).select("user_id").distinct().count()
     assert warehouse.read(PREDICTIONS).where("rank = 1").count() == users
@@ -72,17 +71,10 @@ def test_click_sessions_without_users_keep_their_float_seconds_and_lose_one_dupl
     assert not reasons(warehouse)
 
 
-@pytest.fixture(scope="module")
-def retail_days(request: pytest.FixtureRequest) -> list[Path]:
-    folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "online-retail" / "by-day"
-    if not folder.is_dir():
-        pytest.skip("the real data sets are not beside this checkout (../shared/data)")
-    return sorted(folder.glob("*.csv"))[:20]
-
-
 def test_a_web_shop_loses_no_invoice_line_without_a_reason(
-    spark: SparkSession, retail_days: list[Path], tmp_path: Path
+    spark: SparkSession, shared_data: Path, tmp_path: Path
 ) -> None:
+    retail_days = sorted((shared_data / "online-retail" / "by-day").glob("*.csv"))[:20]
     raw = pd.concat([pd.read_csv(file, dtype=str, keep_default_na=False) for file in retail_days])
     warehouse = run_all(
         spark, "online_retail.yaml", [str(day) for day in retail_days], tmp_path, "model.hidden_size=32"

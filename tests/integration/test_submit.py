@@ -11,10 +11,11 @@ import pyspark
 import pytest
 from pyspark.sql import SparkSession
 
+from llm_spark.pipelines import STAGES
 from llm_spark.schemas import EVENTS, PREDICTIONS, SESSIONS
 from llm_spark.spark import delta_jars
 from llm_spark.tables.warehouse import Warehouse
-from tests.integration.conftest import ALL_STAGES, SMALL_MODEL, Chain
+from tests.integration.conftest import SMALL_MODEL, Chain
 
 ROOT = Path(__file__).parents[2]
 SUBMIT = Path(pyspark.__file__).parent / "bin" / "spark-submit"
@@ -54,7 +55,7 @@ def test_all_stages_submitted_to_a_cluster_give_what_they_give_on_one_machine(
     chain: Chain, cluster_options: list[str], tmp_path: Path, spark: SparkSession
 ) -> None:
     arguments = ["--config", str(chain.config_file), f"warehouse={tmp_path / 'warehouse'}", *SMALL_MODEL]
-    for stage in ALL_STAGES:
+    for stage in STAGES:
         done = submit(stage, *arguments, options=cluster_options)
         assert done.returncode == 0, printed(done)[-3000:]
         assert f"{stage}:" in printed(done)

@@ -9,6 +9,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from llm_spark.errors import UserError
+from llm_spark.reader import Snapshot
 from llm_spark.schemas import PREDICTIONS, RUNS, SEQUENCES, SESSIONS, VOCABULARY
 from llm_spark.tables.warehouse import Warehouse, sql
 
@@ -74,11 +75,13 @@ def test_a_pinned_version_and_its_files_outlive_later_writes(warehouse: Warehous
 
     warehouse.replace(SEQUENCES, rows(2), {"from": 1})
     version = warehouse.version(SEQUENCES)
-    (file,) = warehouse.data_files(SEQUENCES, version, "split=train")
+    pinned = Snapshot.of_delta(warehouse.path(SEQUENCES), version, {"split": "train"})
+    assert len(pinned.files) == 1
     warehouse.replace(SEQUENCES, rows(3), {"from": 2})
-    assert warehouse.data_files(SEQUENCES, version, "split=train") == [file]
-    assert Path(file).is_file()
-    assert warehouse.data_files(SEQUENCES, warehouse.version(SEQUENCES), "split=train") != [file]
+    assert Snapshot.of_delta(warehouse.path(SEQUENCES), version, {"split": "train"}) == pinned
+    assert Path(pinned.files[0]).is_file()
+    newest = Snapshot.of_delta(warehouse.path(SEQUENCES), warehouse.version(SEQUENCES), {"split": "train"})
+    assert newest.files != pinned.files
     assert {row["tokens"][0] for row in warehouse.read(SEQUENCES, version).collect()} == {2}
     assert warehouse.origin(SEQUENCES) == {"from": 2}
 

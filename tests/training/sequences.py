@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from llm_spark.config import ModelConfig, TrainConfig
 from llm_spark.model.history import HistoryBatch
+from llm_spark.reader import Snapshot
 from llm_spark.training.job import TrainingJob
 from tests.model.histories import Row, batch_of, row
 
@@ -70,8 +71,8 @@ def small_job(folder: Path, train_rows: list[Row], validation_rows: list[Row], *
     return TrainingJob(
         model_config=model_config,
         train_config=TrainConfig(**{**defaults, **settings}),
-        train_files=[write_rows(folder, "train", train_rows)],
-        validation_files=[write_rows(folder, "validation", validation_rows)] if validation_rows else [],
+        training=Snapshot((write_rows(folder, "train", train_rows),)),
+        validation=Snapshot((write_rows(folder, "validation", validation_rows),) if validation_rows else ()),
         num_tokens=num_tokens,
         num_event_types=4,
         artifact_path=str(folder / "model"),

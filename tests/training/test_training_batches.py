@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llm_spark.errors import DataError, UserError
+from llm_spark.reader import Snapshot
 from llm_spark.training.batches import ReaderSource, measure
 from llm_spark.training.distributed import Ranks
 from tests.model.histories import batch_of, random_rows, row
@@ -85,7 +86,7 @@ def test_nothing_to_learn_is_said_in_one_line(rows: list, num_tokens: int, compl
 def test_no_training_rows_is_said_in_one_line(tmp_path: Path) -> None:
     job = small_job(tmp_path, [row([[2, 3]])], [])
     with pytest.raises(UserError, match="nothing to learn: the training split holds no rows"):
-        ReaderSource(dataclasses.replace(job, train_files=[]), ONE_RANK)
+        ReaderSource(dataclasses.replace(job, training=Snapshot(())), ONE_RANK)
 
 
 def test_fewer_rows_than_ranks_is_said_in_one_line(tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""The models table: which model scores, and which did before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.sql import functions as F
+
+from llm_spark.errors import DataError, UserError
+from llm_spark.logs import log
+from llm_spark.model.artifact import load_artifact
+from llm_spark.schemas import MODELS
+from llm_spark.tables.warehouse import Warehouse
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The model that scores, its artifact found whole."""
+
+    model_id: str
+    path: str
+    num_tokens: int
+    num_event_types: int
+    validation_until: str
+    """UTC end of what it was chosen on: nothing earlier may test it."""
+
+
+def champion(warehouse: Warehouse) -> Champion:
+    """UserError where there is no model yet, or its artifact is damaged."""
+    row = warehouse.read(MODELS).where(F.col("alias") == "champion").orderBy(F.desc("created_at")).first()
+    if row is None:
+        raise DataError("no model is champion: run `llm-spark train`")
+    path = warehouse.model_path(row["model_id"])
+    loaded = load_artifact(path)
+    splits = loaded.tables["splits"]
+    return Champion(
+        row["model_id"], path, loaded.model.num_tokens, loaded.model.num_event_types, splits["validation_until"]
+    )
+
+
+def registered(warehouse: Warehouse, model_id: str) -> dict[str, Any] | None:
+    """The model's row, if it has one and its artifact is whole."""
+    row = warehouse.read_or_empty(MODELS).where(F.col("model_id") == model_id).first()
+    if row is None:
+        return None
+    try:
+        load_artifact(warehouse.model_path(model_id))
+    except UserError as error:
+        log.warning("train: %s", error)
+        return None
+    return row.asDict()
+
+
+def promote(warehouse: Warehouse, model: dict[str, Any]) -> None:
+    """Make this model, given as its row, champion and archive the former one, in one commit."""
+    row = model | {"alias": "champion", "reason": "newest trained model"}
+    promoted = warehouse.spark.createDataFrame([[row[name] for name in MODELS.schema.names]], MODELS.schema)
+    is_former = (F.col("alias") == "champion") & (F.col("model_id") != model["model_id"])
+    archived = warehouse.read_or_empty(MODELS).where(is_former)
+    archived = archived.withColumns({"alias": F.lit("archived"), "reason": F.lit(f"followed by {model['model_id']}")})
+    # Cut off from the table that is about to change.
+    warehouse.upsert(MODELS, promoted.unionByName(archived).localCheckpoint(), "model_id")
