@@ -25,6 +25,7 @@ _FIRST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 10.0
 _FOOTER_THREADS = 16
 _CACHED_FOOTERS = 256
+_LOCAL = LocalFileSystem()
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Files:
     def _open(self, file: int, footers: FooterCache | None = None) -> Iterator[pq.ParquetFile]:
         path = self.paths[file]
         footer = footers.get(file) if footers is not None else None
-        filesystem, path_in_filesystem = fsspec.core.url_to_fs(path, **self.storage_options)
+        filesystem, path_in_filesystem = self._locate(path)
         with ExitStack() as stack:
             if isinstance(filesystem, LocalFileSystem):
                 parquet = stack.enter_context(pq.ParquetFile(path_in_filesystem, metadata=footer))
@@ -155,6 +156,10 @@ class Files:
             if footers is not None:
                 footers.put(file, parquet.metadata)
             yield parquet
+
+    def _locate(self, path: str) -> tuple[Any, str]:
+        # fsspec's own look-up takes as long as opening a local file.
+        return (_LOCAL, path) if path.startswith("/") else fsspec.core.url_to_fs(path, **self.storage_options)
 
     def _retry(self, what: str, read: Callable[[], T], cancelled: threading.Event | None) -> T:
         cancelled = cancelled or threading.Event()

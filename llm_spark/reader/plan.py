@@ -91,10 +91,13 @@ def random_order(num: int, *key: int) -> IntArray:
     """A permutation of 0..num-1 drawn from the key alone."""
     if num >= 1 << 32:
         raise ValueError(f"a permutation of {num} does not fit in 32-bit indices")
-    bits = np.random.PCG64(np.random.SeedSequence(list(key))).random_raw(num)
-    index = np.arange(num, dtype=np.uint64)
+    keys = np.random.PCG64(np.random.SeedSequence(list(key))).random_raw(num)
+    keys &= ~_LOW_BITS
     # The index in the low half makes the keys distinct, so that any sort gives one and the same order.
-    return (np.sort((bits & ~_LOW_BITS) | index) & _LOW_BITS).astype(np.int64)
+    keys |= np.arange(num, dtype=np.uint64)
+    keys.sort()
+    keys &= _LOW_BITS
+    return keys.view(np.int64)
 
 
 def rank_stretch(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:

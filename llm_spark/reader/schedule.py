@@ -1,19 +1,17 @@
 """From a rank's plan to what the workers read and what the consumer joins: pure numpy.
 
 Batches are delivered in *slabs*, runs of whole batches of one block with about a quarter of its rows. A worker reads a
-piece once and takes from it, for each slab that needs rows of it, those rows in order of delivery; the consumer joins a
-slab's parts and slices batches off. So the random access happens in the workers, and a part is freed as soon as its
-slab is joined.
+piece once and takes from it, for each slab that needs rows of it, those rows in the order they are stored; the consumer
+joins a slab's parts, puts the rows in order of delivery and slices batches off. A part is freed as soon as its slab is
+joined.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .plan import IntArray, RankPlan, Rows, take_rows
 
@@ -35,7 +33,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Slab:
-    """Some batches: part k holds the rows from piece `positions[k]`, in order of delivery.
+    """Some batches: part k holds the rows from piece `positions[k]`, in the order they are stored.
 
     Row i of the slab is row `order[i]` of its parts laid end to end (row i itself where `order` is None); batch b is
     rows `starts[b]:starts[b + 1]` of the slab.
@@ -90,38 +88,31 @@ class Schedule:
         plan, number = self._plan, self._next_block
         block = plan.block(number)
         start = number * plan.batching.block_rows
-        first_piece, part_of_block = _parts_of(plan.starts, start, start + len(block.order))
+        place_N = np.empty_like(block.order)
+        place_N[block.order - start] = np.arange(len(place_N))
+        first_piece = int(np.searchsorted(plan.starts, start, side="right")) - 1
+        last_piece = int(np.searchsorted(plan.starts, start + len(place_N), side="left"))
+        piece_starts = plan.starts[first_piece : last_piece + 1] - start
         first_batch = max(0, self._first_step - plan.first_step(number))
         for low, high in _slab_bounds(block.starts, first_batch, self._slab_rows):
-            rows = block.order[block.starts[low] : block.starts[high]]
-            part_of = part_of_block[rows - start]
-            order = None
-            if not bool((part_of[1:] >= part_of[:-1]).all()):
-                by_part = np.argsort(part_of, kind="stable")
-                rows = rows[by_part]
-                order = np.empty_like(by_part)
-                order[by_part] = np.arange(len(by_part))
-            num_rows = np.bincount(part_of)
-            parts = np.flatnonzero(num_rows)
+            first, last = block.starts[low], block.starts[high]
+            # Ascending, so that a worker walks through its row group once; the consumer puts them in order.
+            rows = np.flatnonzero((place_N >= first) & (place_N < last))
+            places = place_N[rows] - first
+            bounds = np.searchsorted(rows, piece_starts)
+            parts = np.flatnonzero(bounds[1:] > bounds[:-1])
             positions = (first_piece + parts).tolist()
-            for position, taken in zip(positions, np.split(rows, np.cumsum(num_rows[parts])[:-1]), strict=True):
-                take = take_rows(plan.pieces[position].rows, taken - plan.starts[position])
+            for part, position in zip(parts, positions, strict=True):
+                taken = rows[bounds[part] : bounds[part + 1]] - piece_starts[part]
+                take = take_rows(plan.pieces[position].rows, taken)
                 self._takes.setdefault(position, []).append((self._num_slabs, _as_range(take)))
-            self._slabs.append(
-                Slab(self._num_slabs, positions, order, block.starts[low : high + 1] - block.starts[low])
-            )
+            order = None
+            if not bool((places[1:] > places[:-1]).all()):
+                order = np.empty_like(places)
+                order[places] = np.arange(len(places))
+            self._slabs.append(Slab(self._num_slabs, positions, order, block.starts[low : high + 1] - first))
             self._num_slabs += 1
         self._next_block += 1
-
-
-def _parts_of(piece_starts: IntArray, start: int, stop: int) -> tuple[int, npt.NDArray[np.integer[Any]]]:
-    """The piece that `start` stands in, and for each row of the stretch which piece from that one on it stands in."""
-    first = int(np.searchsorted(piece_starts, start, side="right")) - 1
-    last = int(np.searchsorted(piece_starts, stop, side="left"))
-    cuts: IntArray = np.clip(piece_starts[first : last + 1], start, stop)
-    # 16 bits where they do: numpy sorts those by radix.
-    part: IntArray = np.arange(last - first)
-    return first, np.repeat(part.astype(np.uint16) if last - first < 1 << 16 else part, cuts[1:] - cuts[:-1])
 
 
 def _slab_bounds(starts: IntArray, first_batch: int, slab_rows: int) -> Iterator[tuple[int, int]]:
