@@ -8,9 +8,9 @@ before, or that probes for `pyarrow.filesystem` after, sees no difference.
     pyarrow.filesystem.LocalFileSystem    petastorm/utils.py:23, by way of petastorm/__init__.py:16
     pyarrow.hdfs.HadoopFileSystem         petastorm/hdfs/namenode.py:24, a base class at :212
     distutils.version.LooseVersion        petastorm/hdfs/namenode.py:19 (gone in Python 3.12, a warning in 3.11)
-    exec_in_new_process, during start     petastorm/workers_pool/process_pool.py:196 would start `python -m
-    petastorm...`,
-                                          whose child imports Petastorm without the stand-ins above
+    exec_in_new_process, during start     petastorm/workers_pool/process_pool.py:196 starts a child that imports
+                                          Petastorm without the stand-ins above
+    _wait_for_workers_to_start            the same, :206: gives a child 20 s, too few on a busy machine, even a dead one
 
 The race of 0.13.1: thread_pool.py:186 reads "all items are processed" and :188 then "the ventilator is done"; between
 the two its thread may hand out the last items, and `get_results` reports the end with them in flight. We hand items out
@@ -34,6 +34,8 @@ from typing import Any
 
 import pyarrow  # noqa: F401 - the real one first, lest a stand-in be all there is of it
 
+from .errors import ReadError
+
 _STAND_INS = {
     "pyarrow.filesystem": "LocalFileSystem",
     "pyarrow.hdfs": "HadoopFileSystem",
@@ -41,6 +43,7 @@ _STAND_INS = {
     "distutils.version": "LooseVersion",
 }
 _lock = threading.Lock()
+Check = Callable[[], None]
 
 
 @contextmanager
@@ -86,12 +89,18 @@ def _exec_in_new_process(function: Callable[..., None], *args: Any) -> subproces
     return worker
 
 
-def start_pool(kind: str, num_workers: int, worker: type, args: Any, serializer: Any, check: Callable[[], None]) -> Any:
-    """Start a "thread" or "process" pool whose waits call `check` ten times a second: it raises if waiting is in vain."""
+def start_pool(
+    kind: str, num_workers: int, worker: type, args: Any, serializer: Any, check: Check, seconds: float
+) -> Any:
+    """Start a "thread" or "process" pool whose waits call `check` ten times a second: it raises if waiting is in vain.
+
+    Raises ReadError when a worker process dies in starting, or takes longer than `seconds`.
+    """
     with _lock:
         petastorm_exec, process_pool.exec_in_new_process = process_pool.exec_in_new_process, _exec_in_new_process
         # The caller bounds what is outstanding; workers would only spin at a bounded results queue.
         pool = ProcessPool(num_workers, serializer) if kind == "process" else ThreadPool(num_workers, 1 << 30)
+        pool._wait_for_workers_to_start = lambda: _await_start(pool, time.monotonic() + seconds)
         try:
             pool.start(worker, args)
         except BaseException:
@@ -107,7 +116,16 @@ def start_pool(kind: str, num_workers: int, worker: type, args: Any, serializer:
     return pool
 
 
-def _checked(wait: Callable[..., Any], check: Callable[[], None]) -> Callable[..., Any]:
+def _await_start(pool: Any, deadline: float) -> None:
+    for _ in pool._workers:
+        while not pool._results_receiver.poll(100):
+            if (dead := dead_workers(pool)) or time.monotonic() > deadline:
+                why = dead[0] if dead else "worker processes take too long"
+                raise ReadError(f"{why} in starting: use pool='thread'")
+        pool._results_receiver.recv_pyobj()
+
+
+def _checked(wait: Callable[..., Any], check: Check) -> Callable[..., Any]:
     def checked_wait(*args: Any, **kwargs: Any) -> Any:
         check()
         return wait(*args, **kwargs)

@@ -57,7 +57,7 @@ class Delivery:
         # The pool holds this check in turn; a weak one lets an abandoned reader be freed by its count of references.
         weak_self = weakref.ref(self)
         self._pool = compat.start_pool(
-            pool, num_workers, RowGroupWorker, worker_args, ResultSerializer(), lambda: _check(weak_self)
+            pool, num_workers, RowGroupWorker, worker_args, ResultSerializer(), lambda: _check(weak_self), stall_seconds
         )
         self.close = weakref.finalize(self, _close, self._pool, worker_args.cancelled)
 

@@ -76,7 +76,7 @@ def test_petastorm_starts_its_own_processes_as_before() -> None:
     code = """
 import llm_spark.reader.compat as compat
 from petastorm.workers_pool import exec_in_new_process, process_pool
-pool = compat.start_pool("process", 1, compat.WorkerBase, None, None, lambda: None)
+pool = compat.start_pool("process", 1, compat.WorkerBase, None, None, lambda: None, 300.0)
 compat.stop_pool(pool)
 print(process_pool.exec_in_new_process is exec_in_new_process.exec_in_new_process)
 """
@@ -117,6 +117,32 @@ def test_a_killed_worker_process_is_an_error_and_not_an_endless_wait(table: list
         worker.wait()
     with pytest.raises(ReadError, match=r"worker process \d ended with exit code -9"):
         list(epoch)
+
+
+def test_a_worker_process_that_dies_in_starting_is_an_error_at_once(
+    table: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm_spark.reader.compat, "_CHILD", "raise SystemExit(7)")
+    reader = RaggedReader(table, ["id"], batch_rows=9, pool="process")
+    with pytest.raises(ReadError, match=r"worker process \d ended with exit code 7 in starting"):
+        reader.epoch(0)
+
+
+def test_worker_processes_that_do_not_start_in_time_are_an_error(
+    table: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm_spark.reader.compat, "_CHILD", "import sys; sys.stdin.read()")
+    reader = RaggedReader(table, ["id"], batch_rows=9, pool="process", stall_seconds=0.3)
+    read_end, write_end = os.pipe()
+    saved = os.dup(0)
+    os.dup2(read_end, 0)
+    try:
+        with pytest.raises(ReadError, match="worker processes take too long in starting"):
+            reader.epoch(0)
+    finally:
+        os.dup2(saved, 0)
+        for descriptor in (read_end, write_end, saved):
+            os.close(descriptor)
 
 
 KILLED = """

@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 SUBMIT = Path(pyspark.__file__).parent / "bin" / "spark-submit"
 
 
-def submit(stage: str, *arguments: str, options: list[str]) -> subprocess.CompletedProcess[str]:
-    command = [str(SUBMIT), *options, f"jobs/{stage}.py", *arguments]
+def submit(program: str, *arguments: str, options: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [str(SUBMIT), *options, program, *arguments]
     environment = dict(os.environ, PYSPARK_PYTHON=sys.executable, SPARK_LOCAL_IP="127.0.0.1")
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
@@ -34,7 +34,7 @@ def printed(done: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.fixture(scope="module")
 def cluster_options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    # As conf/spark-submit.conf, with the JARs at hand in place of resolving the package at each of six starts.
+    # As conf/spark-submit.conf, with the JARs at hand in place of resolving the package at each start.
     given = (ROOT / "conf" / "spark-submit.conf").read_text().splitlines()
     kept = [line for line in given if line and not line.startswith(("#", "spark.jars.packages"))]
     file = tmp_path_factory.mktemp("submit") / "spark.conf"
@@ -55,9 +55,10 @@ def test_all_stages_submitted_to_a_cluster_give_what_they_give_on_one_machine(
     chain: Chain, cluster_options: list[str], tmp_path: Path, spark: SparkSession
 ) -> None:
     arguments = ["--config", str(chain.config_file), f"warehouse={tmp_path / 'warehouse'}", *SMALL_MODEL]
+    done = submit("tests/integration/submitted_jobs.py", " ".join(STAGES), *arguments, options=cluster_options)
+    assert done.returncode == 0, printed(done)[-3000:]
     for stage in STAGES:
-        done = submit(stage, *arguments, options=cluster_options)
-        assert done.returncode == 0, printed(done)[-3000:]
+        assert f"{stage} ended with exit code 0" in printed(done)
         assert f"{stage}:" in printed(done)
     warehouse = Warehouse(spark, str(tmp_path / "warehouse"))
     for table, columns in (
@@ -73,14 +74,14 @@ def test_all_stages_submitted_to_a_cluster_give_what_they_give_on_one_machine(
 
 
 def test_a_failed_stage_gives_its_exit_code_through_spark_submit(cluster_options: list[str], tmp_path: Path) -> None:
-    done = submit("train", f"warehouse={tmp_path}", options=["--master", "local[1]", *cluster_options[2:]])
+    done = submit("jobs/train.py", f"warehouse={tmp_path}", options=["--master", "local[1]", *cluster_options[2:]])
     assert done.returncode == 1
     assert "run `llm-spark sequences` first" in printed(done)
 
 
 def test_a_spark_without_delta_is_told_how_to_get_it(tmp_path: Path) -> None:
     done = submit(
-        "train", f"warehouse={tmp_path}", options=["--master", "local[1]", "--conf", "spark.ui.enabled=false"]
+        "jobs/train.py", f"warehouse={tmp_path}", options=["--master", "local[1]", "--conf", "spark.ui.enabled=false"]
     )
     assert done.returncode == 1
     assert "conf/spark-submit.conf" in printed(done)
