@@ -44,7 +44,8 @@ class RaggedReader:
     has two levels: row groups over the whole epoch, rows inside a buffer of `buffer_rows`. With `length_column` rows of
     like length share a batch (bucketing inside the buffer); the lengths are read once, four bytes a row.
 
-    Memory: about num_workers row groups plus `buffer_rows` rows, of the columns read.
+    Memory: num_workers row groups plus `buffer_rows` rows, of the columns read, and while they are decoded and put in
+    order about as much again.
 
     Args:
         files: a Snapshot, or a list of paths or fsspec URLs of Parquet files.
