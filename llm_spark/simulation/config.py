@@ -11,6 +11,9 @@ from llm_spark.simulation.retail import RetailProfile
 
 SECONDS_PER_DAY = 86_400
 
+MAX_BUSY_FRACTION = 0.8
+"""Of a user's days at most this share is filled with sessions and their shortest pauses."""
+
 
 @dataclass(frozen=True)
 class SimulationConfig:
@@ -152,6 +155,11 @@ class SimulationConfig:
             raise refusal(
                 "items_per_intent", self.items_per_intent, f"must lie between {smallest} and {self.num_items}"
             )
+        # Room for one session that holds the longest pause: with less, most users would have no event at all.
+        least_seconds = self.profile.min_session_gap_seconds + self.profile.max_gap_seconds
+        least_days = math.ceil(least_seconds / (MAX_BUSY_FRACTION * SECONDS_PER_DAY))
+        if self.num_days < least_days:
+            raise refusal("num_days", self.num_days, f"must be at least {least_days} for sessions of this profile")
         try:
             datetime.date.fromisoformat(self.start_date)
         except ValueError:

@@ -26,10 +26,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_spark.simulation.config import SECONDS_PER_DAY, SimulationConfig
+from llm_spark.simulation.config import MAX_BUSY_FRACTION, SECONDS_PER_DAY, SimulationConfig
 from llm_spark.simulation.profile import draw_index
-
-_MAX_BUSY_FRACTION = 0.8
 
 _Number = TypeVar("_Number", np.int64, np.float64)
 
@@ -206,7 +204,7 @@ class Process:
         duration_S = np.add.reduceat(gap_N, _starts(length_S))
 
         busy_S = _running_total(duration_S + profile.min_session_gap_seconds, user_S)
-        fits_S = busy_S <= _MAX_BUSY_FRACTION * seconds
+        fits_S = busy_S <= MAX_BUSY_FRACTION * seconds
         gap_N = gap_N[np.repeat(fits_S, length_S)]
         user_S, length_S, duration_S, busy_S = user_S[fits_S], length_S[fits_S], duration_S[fits_S], busy_S[fits_S]
 

@@ -17,14 +17,14 @@ def test_without_a_profile_a_web_shop_is_simulated() -> None:
 
 
 def test_a_profile_may_stand_anywhere_among_the_settings_that_win_over_it(tmp_path: Path) -> None:
-    assert main(["simulate", str(tmp_path / "logs"), "num_users=5", "profile=health", "num_days=3"]) == 0
+    assert main(["simulate", str(tmp_path / "logs"), "num_users=5", "profile=health", "num_days=5"]) == 0
     account = json.loads((tmp_path / "logs" / "_simulation.json").read_text())
     assert account["profile"] == "health"
     config = account["config"]
-    assert (config["num_users"], config["num_days"]) == (5, 3)
+    assert (config["num_users"], config["num_days"]) == (5, 5)
     assert config["start_date"] == preset("health").start_date
     assert {file.removesuffix(".gz") for file in account["files"]} == {
-        f"encounters-2025-02-0{day}-00.csv" for day in (3, 4, 5)
+        f"encounters-2025-02-0{day}-00.csv" for day in range(3, 8)
     }
 
 
@@ -37,6 +37,7 @@ def test_a_profile_may_stand_anywhere_among_the_settings_that_win_over_it(tmp_pa
         (["profile=finance", "profile.tail_share=2"], "simulation.profile.tail_share=2"),
         (["profile=logistics", "--format", "csv"], "fmt='csv': choose among jsonl"),
         (["profile=finance", "num_items=100"], "simulation.num_items=100"),
+        (["profile=health", "num_days=3"], "simulation.num_days=3: must be at least 4"),
     ],
 )
 def test_what_cannot_be_simulated_is_refused_in_one_line_and_nothing_is_written(
