@@ -128,6 +128,12 @@ def test_the_sessions_are_the_simulated_ones_by_id_or_by_pause(trade: Trade) -> 
     assert len(keys) == num_keys
 
 
+# Training is the longest part, and the same code for all: one trade in every run, the others in the long one.
+@pytest.mark.parametrize(
+    "trade",
+    [pytest.param(name, marks=() if name == "logistics" else pytest.mark.slow) for name in TRADES],
+    indirect=True,
+)
 def test_a_model_of_the_trade_recommends_its_own_items_to_every_user(trade: Trade) -> None:
     for stage in ("train", "score"):
         run_stage(stage, trade.warehouse, trade.config)
