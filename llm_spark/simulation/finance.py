@@ -140,7 +140,9 @@ class FinanceProfile(Profile):
         reversal_N = (
             is_second_N & (np.roll(type_N, 1) == _AUTHORISATION) & (rng.random(len(item_N)) < self.reversal_share)
         )
-        return np.where(reversal_N, _REVERSAL, type_N), np.where(reversal_N, np.roll(value_N, 1), value_N)
+        type_N = np.where(reversal_N, _REVERSAL, type_N)
+        value_N = np.where(reversal_N, np.roll(value_N, 1), value_N)
+        return type_N, np.where(self.carries_value(type_N), value_N, np.nan)
 
     def user_ids(self, num_users: int) -> list[str]:
         return [_card_token(user) for user in range(num_users)]

@@ -182,12 +182,15 @@ class Profile(ABC):
         value_N = np.round(process.price_V[item_N] * rng.lognormal(0.0, self.value_event_spread, len(item_N)), 2)
         return event_type_N, self.with_missing_values(rng, event_type_N, value_N)
 
+    def carries_value(self, event_type_N: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether an event of each type has a value, unless it is missing."""
+        return np.array([name in self.valued_event_types for name in self.event_types])[event_type_N]
+
     def with_missing_values(
         self, rng: np.random.Generator, event_type_N: NDArray[np.int64], value_N: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """The values with NaN where the event type carries none, and where one is missing."""
-        valued_K = np.array([name in self.valued_event_types for name in self.event_types])
-        has_value_N = valued_K[event_type_N]
+        has_value_N = self.carries_value(event_type_N)
         if self.missing_value_share > 0:
             has_value_N &= rng.random(len(value_N)) >= self.missing_value_share
         return np.where(has_value_N, value_N, np.nan)

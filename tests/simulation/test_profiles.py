@@ -291,6 +291,13 @@ def test_a_reversal_follows_the_payment_that_it_takes_back():
         assert rows[at - 1] == (session, item, 0, amount)
 
 
+def test_a_reversal_carries_no_amount_where_its_type_carries_none():
+    profile = FinanceProfile(valued_event_types=["AUTHORISATION"])
+    events = Process.draw(replace(preset("finance"), num_users=200, profile=profile)).simulate()
+    assert set(events.event_type_N) == {0, 1, 2}
+    np.testing.assert_array_equal(~np.isnan(events.value_N), events.event_type_N == 0)
+
+
 def test_amounts_have_a_pareto_tail():
     # With every amount in the tail and no other spread, amount / median is Pareto: its logarithm's mean is 1 / exponent.
     profile = FinanceProfile(tail_share=1.0, tail_exponent=1.5, value_event_spread=0.0, reversal_share=0.0)
