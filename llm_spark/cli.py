@@ -86,8 +86,15 @@ def _parser() -> argparse.ArgumentParser:
         "simulate", "write raw logs of simulated users, with every trouble that real logs have", _run_simulate
     )
     simulate.add_argument("folder", help="where to write them")
-    simulate.add_argument("--format", choices=("jsonl", "csv", "both"), default="jsonl")
-    simulate.add_argument("overrides", nargs="*", metavar="key=value", help="for example num_users=500 seed=7")
+    simulate.add_argument(
+        "--format", choices=("jsonl", "csv", "both"), help="not given: what is usual in the trade (retail: jsonl)"
+    )
+    simulate.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="profile=retail|finance|logistics|health, and for example num_users=500 seed=7",
+    )
     demo = command("demo", "the whole chain on simulated logs, on this machine, in minutes", _run_demo)
     demo.add_argument("--folder", default="llm_spark_demo", help="where to put logs, settings and warehouse")
     return parser

@@ -291,13 +291,14 @@ class Config:
     score: ScoreConfig = field(default_factory=ScoreConfig)
 
 
-def _known_keys(node: type, prefix: str = "") -> list[str]:
+def _known_keys(node: Any, prefix: str = "") -> list[str]:
+    """Of a settings dataclass, or of one of its values, whose nested settings may be of another kind than the default's."""
     keys = []
     for entry in dataclasses.fields(node):
         keys.append(prefix + entry.name)
-        factory = entry.default_factory
-        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
-            keys += _known_keys(factory, prefix + entry.name + ".")
+        below = entry.default_factory if isinstance(node, type) else getattr(node, entry.name)
+        if dataclasses.is_dataclass(below):
+            keys += _known_keys(below, prefix + entry.name + ".")
     return keys
 
 
@@ -368,8 +369,11 @@ def _dotted(override: str) -> DictConfig:
         raise UsageError(f"'{override}' is not a setting: its value is not valid YAML") from error
 
 
-def from_overrides(kind: type, overrides: list[str]) -> Any:
-    """A settings dataclass of its own, from its defaults and `key=value` overrides. Raises UsageError as `load` does."""
+def from_overrides(kind: Any, overrides: list[str]) -> Any:
+    """A settings dataclass of its own, from its defaults and `key=value` overrides. Raises UsageError as `load` does.
+
+    `kind` may also be a value of such a class: its settings are then the defaults.
+    """
     merged = _writable(OmegaConf.structured(kind))
     for override in overrides:
         key, separator, _ = override.partition("=")

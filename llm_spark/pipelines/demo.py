@@ -69,7 +69,7 @@ def run(warehouse: Warehouse, config: Config, config_file: Path) -> None:
         run_stage(stage, warehouse, config)
     model_id = champion(warehouse).model_id
     with progress("the best reachable recall"):
-        oracle = _best_reachable(warehouse)
+        oracle = best_reachable(warehouse, SimulationConfig(), K)
     found = warehouse.read(EVALUATION).where(
         (F.col("model_id") == model_id) & (F.col("slice") == "all") & (F.col("name") == f"recall@{K}")
     )
@@ -90,14 +90,14 @@ def run(warehouse: Warehouse, config: Config, config_file: Path) -> None:
     log.info("the raw logs, the settings and the warehouse are in '%s'", config_file.parent)
 
 
-def _best_reachable(warehouse: Warehouse) -> OracleResult:
-    """The oracle on the very positions that the model was tested on."""
+def best_reachable(warehouse: Warehouse, simulation: SimulationConfig, k: int) -> OracleResult:
+    """The oracle on the very positions that the model was tested on; the warehouse holds the logs of `simulation`."""
     test = warehouse.read(SEQUENCES).where(F.col("split") == "test")
     histories = [
         (row["item_ids"], row["session_starts"], row["first_target"])
         for row in _with_item_ids(warehouse, test).toLocalIterator()
     ]
-    return Oracle(Process.draw(SimulationConfig())).best_recall(histories, K)
+    return Oracle(Process.draw(simulation)).best_recall(histories, k)
 
 
 def _with_item_ids(warehouse: Warehouse, test: DataFrame) -> DataFrame:

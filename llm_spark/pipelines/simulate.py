@@ -7,12 +7,16 @@ from pathlib import Path
 from llm_spark import config as settings
 from llm_spark.errors import UsageError
 from llm_spark.logs import log, progress
-from llm_spark.simulation import LogsWritten, SimulationConfig, write_logs
+from llm_spark.simulation import LogsWritten, SimulationConfig, preset, write_logs
 
 
-def simulate(folder: Path, form: str, overrides: list[str]) -> LogsWritten:
-    """Write raw logs into `folder` and say what is in them. The same settings give the same bytes."""
-    simulation: SimulationConfig = settings.from_overrides(SimulationConfig, overrides)
+def simulate(folder: Path, form: str | None, overrides: list[str]) -> LogsWritten:
+    """Write raw logs into `folder` and say what is in them. The same settings give the same bytes.
+
+    `overrides` are settings `key=value`; `profile=NAME` takes those of a trade to begin with. `form` None is what that
+    trade's logs are usually written as.
+    """
+    simulation = simulation_config(overrides)
     with progress("simulate"):
         try:
             written = write_logs(simulation, folder, form)
@@ -30,3 +34,19 @@ def simulate(folder: Path, form: str, overrides: list[str]) -> LogsWritten:
     )
     log.info("  troubles planted: %s", planted)
     return written
+
+
+def simulation_config(overrides: list[str]) -> SimulationConfig:
+    """The settings that `profile=NAME` and further `key=value` give. Raises UsageError."""
+    name, others = "retail", []
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if key == "profile" and separator:
+            name = value
+        else:
+            others.append(override)
+    try:
+        trade = preset(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return settings.from_overrides(trade, others)

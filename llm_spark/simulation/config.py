@@ -6,47 +6,13 @@ import datetime
 import math
 from dataclasses import dataclass, field, fields
 
+from llm_spark.simulation.profile import Profile, refusal
+from llm_spark.simulation.retail import RetailProfile
+
 SECONDS_PER_DAY = 86_400
 
-
-@dataclass(frozen=True)
-class Profile:
-    """The names in the logs. Another domain (card transactions, shipment scans, clinical events) is another value of
-    this class."""
-
-    user_prefix: str = "user-"
-    """What a user id begins with; six digits follow."""
-
-    item_prefix: str = "item-"
-    """What an item id begins with; five digits follow. The digits say nothing of how popular the item is."""
-
-    event_types: list[str] = field(default_factory=lambda: ["view", "cart", "purchase"])
-    """Names of the event types, from the lightest to the weightiest."""
-
-    event_type_shares: list[float] = field(default_factory=lambda: [0.80, 0.14, 0.06])
-    """Share of each event type for an average item; sums to 1. Some items lean to the weightier types."""
-
-    valued_event_types: list[str] = field(default_factory=lambda: ["cart", "purchase"])
-    """Event types that carry a value; the others carry none, as real logs do."""
-
-    agents: list[str] = field(default_factory=lambda: ["web/1.8", "app/3.2 (phone, en)", "app/3.1 (tablet)"])
-    """Agent strings of people, one a user. One holds a comma, so that CSV fields need quoting."""
-
-    bot_agent: str = "fetchbot/2.0"
-    """Agent string of the bot; holds 'bot', which no agent of a person may."""
-
-    def __post_init__(self) -> None:
-        if not self.event_types or len(set(self.event_types)) != len(self.event_types):
-            raise _refusal("profile.event_types", self.event_types, "give at least one name, none twice")
-        shares = self.event_type_shares
-        if len(shares) != len(self.event_types) or min(shares) <= 0 or not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
-            raise _refusal("profile.event_type_shares", shares, "give one share above 0 an event type, summing to 1")
-        if not set(self.valued_event_types) <= set(self.event_types):
-            raise _refusal("profile.valued_event_types", self.valued_event_types, f"choose among {self.event_types}")
-        if not self.agents or any("bot" in agent.lower() for agent in self.agents):
-            raise _refusal("profile.agents", self.agents, "give at least one, none with 'bot' in it")
-        if "bot" not in self.bot_agent.lower():
-            raise _refusal("profile.bot_agent", self.bot_agent, "it must hold 'bot'")
+MAX_BUSY_FRACTION = 0.8
+"""Of a user's days at most this share is filled with sessions and their shortest pauses."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +115,8 @@ class SimulationConfig:
     """Lines of one bot that takes item after item, evenly over all days: by far the most events of one user. 0 for
     none."""
 
-    profile: Profile = field(default_factory=Profile)
-    """Names of event types, id prefixes and agents."""
+    profile: Profile = field(default_factory=RetailProfile)
+    """The trade: names, event types, values, session rhythm and the layout of the records."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -163,37 +129,38 @@ class SimulationConfig:
             "num_files_per_day",
         ):
             if getattr(self, name) < 1:
-                raise _refusal(name, getattr(self, name), "must be at least 1")
+                raise refusal(name, getattr(self, name), "must be at least 1")
         if self.seed < 0:
-            raise _refusal("seed", self.seed, "must be 0 or more")
+            raise refusal("seed", self.seed, "must be 0 or more")
         for name in ("mean_sessions_per_user", "mean_session_length"):
             if not 1.0 <= getattr(self, name) < math.inf:
-                raise _refusal(name, getattr(self, name), "must be at least 1")
+                raise refusal(name, getattr(self, name), "must be at least 1")
         rates = [one.name for one in fields(self) if one.name.endswith("_rate")]
         for name in ("chain_share", "taste_sharpness", *rates):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise _refusal(name, getattr(self, name), "must lie between 0 and 1")
+                raise refusal(name, getattr(self, name), "must lie between 0 and 1")
         if not 0.0 < self.intent_decay <= 1.0:
-            raise _refusal("intent_decay", self.intent_decay, "must lie above 0 and at most at 1")
+            raise refusal("intent_decay", self.intent_decay, "must lie above 0 and at most at 1")
         if not 0.0 <= self.popularity_exponent < math.inf:
-            raise _refusal("popularity_exponent", self.popularity_exponent, "must be 0 or more")
+            raise refusal("popularity_exponent", self.popularity_exponent, "must be 0 or more")
         if not 0.0 < self.noise_share <= 1.0 - self.chain_share:
-            raise _refusal("noise_share", self.noise_share, "must lie above 0 and at most at 1 - chain_share")
+            raise refusal("noise_share", self.noise_share, "must lie above 0 and at most at 1 - chain_share")
         steps = self.chain_steps
         if not steps or min(steps) < 0 or not math.isclose(sum(steps), 1.0, abs_tol=1e-6):
-            raise _refusal("chain_steps", steps, "give probabilities that sum to 1")
+            raise refusal("chain_steps", steps, "give probabilities that sum to 1")
         if self.num_items < self.num_intents * self.num_tastes:
-            raise _refusal("num_items", self.num_items, "must be at least num_intents * num_tastes")
+            raise refusal("num_items", self.num_items, "must be at least num_intents * num_tastes")
         smallest = max(-(-self.num_items // self.num_intents), len(steps) + 1)
         if not smallest <= self.items_per_intent <= self.num_items:
-            raise _refusal(
+            raise refusal(
                 "items_per_intent", self.items_per_intent, f"must lie between {smallest} and {self.num_items}"
             )
+        # Room for one session that holds the longest pause: with less, most users would have no event at all.
+        least_seconds = self.profile.min_session_gap_seconds + self.profile.max_gap_seconds
+        least_days = math.ceil(least_seconds / (MAX_BUSY_FRACTION * SECONDS_PER_DAY))
+        if self.num_days < least_days:
+            raise refusal("num_days", self.num_days, f"must be at least {least_days} for sessions of this profile")
         try:
             datetime.date.fromisoformat(self.start_date)
         except ValueError:
-            raise _refusal("start_date", self.start_date, "give an ISO date such as 2025-01-06") from None
-
-
-def _refusal(name: str, value: object, remedy: str) -> ValueError:
-    return ValueError(f"simulation.{name}={value!r}: {remedy}")
+            raise refusal("start_date", self.start_date, "give an ISO date such as 2025-01-06") from None

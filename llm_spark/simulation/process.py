@@ -8,8 +8,9 @@ the items of a session are a Markov chain whose law is a mixture of three draws:
 - taste (the rest): an item of the intent, by popularity, mostly among those that the taste prefers.
 
 Where there is no item before (a session begins) or it is none of the intent's, the chain's share goes to the taste
-draw. Times, event types and values depend on the items at most, never on taste or intent: they tell nothing of these
-that the items do not, so that the exact predictor (`oracle.py`) needs the items alone.
+draw. Times, event types and values are the profile's affair. They depend on the items and on where sessions begin and
+end at most, never on taste or intent: they tell nothing of these that the items do not, so that the exact predictor
+(`oracle.py`) needs the items alone.
 
 Shapes: U users, S sessions, N events, G tastes, Z intents, M items of one intent, V items, K event types, R steps of
 the chain.
@@ -25,17 +26,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_spark.simulation.config import SECONDS_PER_DAY, SimulationConfig
-
-MAX_GAP_SECONDS = 1200
-"""Longest pause within a session: well under the usual 30 minutes of inactivity."""
-
-MIN_SESSION_GAP_SECONDS = 3 * 3600
-"""Shortest pause between two sessions of a user: well above them, so that a 30 minute gap recovers the sessions
-exactly."""
-
-_MEDIAN_GAP_SECONDS = 45.0
-_MAX_BUSY_FRACTION = 0.8
+from llm_spark.simulation.config import MAX_BUSY_FRACTION, SECONDS_PER_DAY, SimulationConfig
+from llm_spark.simulation.profile import draw_index
 
 _Number = TypeVar("_Number", np.int64, np.float64)
 
@@ -85,6 +77,10 @@ class Process:
     """p(intent | taste)."""
     cycle_ZM: NDArray[np.int64]
     """The items of each intent in the order of its cycle."""
+    own_intent_V: NDArray[np.int64]
+    """The intent that an item belongs to first; others borrow it. A profile may name items by it."""
+    preferred_by_V: NDArray[np.int64]
+    """The taste that prefers an item. A profile may name items by it too."""
     position_VZ: NDArray[np.int64]
     """Where an item stands in each intent's cycle; -1 where it is none of the intent's."""
     preference_GZM: NDArray[np.float64]
@@ -128,12 +124,20 @@ class Process:
             preference_GZM[:, intent] = config.taste_sharpness * preferred_GM / preferred_GM.sum(axis=1, keepdims=True)
             preference_GZM[:, intent] += (1 - config.taste_sharpness) * popularity_M / popularity_M.sum()
 
-        shares_K = np.asarray(config.profile.event_type_shares)
-        lean_V = rng.normal(0.0, 0.5, num_items)
-        event_type_VK = shares_K * np.exp(lean_V[:, None] * np.arange(len(shares_K)))
-        event_type_VK /= event_type_VK.sum(axis=1, keepdims=True)
-        price_V = rng.lognormal(3.0, 0.8, num_items)
-        return cls(config, taste_G, intent_GZ, cycle_ZM, position_VZ, preference_GZM, event_type_VK, price_V)
+        event_type_VK = config.profile.event_type_law(rng, num_items)
+        price_V = config.profile.price_law(rng, num_items)
+        return cls(
+            config=config,
+            taste_G=taste_G,
+            intent_GZ=intent_GZ,
+            cycle_ZM=cycle_ZM,
+            own_intent_V=own_intent_V,
+            preferred_by_V=preferred_by_V,
+            position_VZ=position_VZ,
+            preference_GZM=preference_GZM,
+            event_type_VK=event_type_VK,
+            price_V=price_V,
+        )
 
     @property
     def start_seconds(self) -> int:
@@ -144,32 +148,27 @@ class Process:
     @property
     def item_ids(self) -> list[str]:
         """The id of each item, by item index."""
-        return [f"{self.config.profile.item_prefix}{item:05d}" for item in range(self.config.num_items)]
+        return self.config.profile.item_ids(self)
 
     @property
     def user_ids(self) -> list[str]:
         """The id of each user, by user index."""
-        return [f"{self.config.profile.user_prefix}{user:06d}" for user in range(self.config.num_users)]
+        return self.config.profile.user_ids(self.config.num_users)
 
     @property
     def bot_user_id(self) -> str:
         """The id after the last user's."""
-        return f"{self.config.profile.user_prefix}{self.config.num_users:06d}"
+        return self.config.profile.user_ids(self.config.num_users + 1)[-1]
 
     def simulate(self) -> Events:
         """The clean events; the same process gives the same events."""
         user_S, length_S, time_N = self._draw_times()
         item_N = self._draw_items(user_S, length_S)
 
-        rng = np.random.default_rng([self.config.seed, _MARKS])
-        cumulative_NK = np.cumsum(self.event_type_VK, axis=1)[item_N]
-        event_type_N = _draw_index(rng, cumulative_NK)
-        value_N = np.round(self.price_V[item_N] * rng.lognormal(0.0, 0.2, len(item_N)), 2)
-        profile = self.config.profile
-        valued_K = np.array([name in profile.valued_event_types for name in profile.event_types])
-        value_N[~valued_K[event_type_N]] = np.nan
-
         session_N = np.repeat(np.arange(len(length_S)), length_S)
+        rng = np.random.default_rng([self.config.seed, _MARKS])
+        event_type_N, value_N = self.config.profile.types_and_values(rng, self, item_N, session_N)
+        time_N = self.config.profile.bent_times(time_N)
         return Events(user_S[session_N], item_N, time_N, event_type_N, value_N, session_N)
 
     def histories(self, events: Events, first_target: int = 1) -> list[History]:
@@ -189,24 +188,23 @@ class Process:
         """Users and lengths of the sessions, and the time of every event.
 
         A user's days are: pause, session, pause, session, ..., pause. Pauses are lognormal, scaled to fill the days,
-        and never shorter than `MIN_SESSION_GAP_SECONDS` between two sessions. Sessions that do not fit into the days
+        and never shorter than the profile's `min_session_gap_seconds` between two sessions. Sessions that do not fit into the days
         are dropped, the last first.
         """
-        config = self.config
+        config, profile = self.config, self.config.profile
         rng = np.random.default_rng([config.seed, _TIMES])
         seconds = config.num_days * SECONDS_PER_DAY
 
         num_sessions_U = rng.geometric(1 / config.mean_sessions_per_user, config.num_users)
         user_S = np.repeat(np.arange(config.num_users), num_sessions_U)
         length_S = rng.geometric(1 / config.mean_session_length, len(user_S))
-        gap_N = np.clip(rng.lognormal(np.log(_MEDIAN_GAP_SECONDS), 1.0, length_S.sum()), 1, MAX_GAP_SECONDS).astype(
-            np.int64
-        )
+        drawn_gap_N = rng.lognormal(np.log(profile.median_gap_seconds), 1.0, length_S.sum())
+        gap_N = np.clip(drawn_gap_N, profile.min_gap_seconds, profile.max_gap_seconds).astype(np.int64)
         gap_N[_starts(length_S)] = 0
         duration_S = np.add.reduceat(gap_N, _starts(length_S))
 
-        busy_S = _running_total(duration_S + MIN_SESSION_GAP_SECONDS, user_S)
-        fits_S = busy_S <= _MAX_BUSY_FRACTION * seconds
+        busy_S = _running_total(duration_S + profile.min_session_gap_seconds, user_S)
+        fits_S = busy_S <= MAX_BUSY_FRACTION * seconds
         gap_N = gap_N[np.repeat(fits_S, length_S)]
         user_S, length_S, duration_S, busy_S = user_S[fits_S], length_S[fits_S], duration_S[fits_S], busy_S[fits_S]
 
@@ -217,7 +215,7 @@ class Process:
         free_before_S = free_seconds_U[user_S] * np.minimum(
             _running_total(pause_S, user_S) / total_pause_U[user_S], 1.0
         )
-        began_S = busy_S - duration_S - MIN_SESSION_GAP_SECONDS + free_before_S.astype(np.int64)
+        began_S = busy_S - duration_S - profile.min_session_gap_seconds + free_before_S.astype(np.int64)
 
         time_N = self.start_seconds + np.repeat(began_S, length_S)
         time_N += _running_total(gap_N, np.repeat(np.arange(len(length_S)), length_S))
@@ -227,7 +225,7 @@ class Process:
         config = self.config
         rng = np.random.default_rng([config.seed, _ITEMS])
         taste_S = rng.choice(config.num_tastes, config.num_users, p=self.taste_G)[user_S]
-        intent_S = _draw_index(rng, np.cumsum(self.intent_GZ, axis=1)[taste_S])
+        intent_S = draw_index(rng, np.cumsum(self.intent_GZ, axis=1)[taste_S])
         cumulative_GZM = np.cumsum(self.preference_GZM, axis=2)
         cumulative_R = np.cumsum(config.chain_steps)
 
@@ -242,8 +240,8 @@ class Process:
             kind = rng.random(len(open_S))
             noise = kind < config.noise_share
             chain = ~noise & (kind < config.noise_share + config.chain_share) & (before >= 0)
-            place = _draw_index(rng, cumulative_GZM[taste, intent])
-            steps_on = 1 + _draw_index(rng, np.broadcast_to(cumulative_R, (len(open_S), len(cumulative_R))))
+            place = draw_index(rng, cumulative_GZM[taste, intent])
+            steps_on = 1 + draw_index(rng, np.broadcast_to(cumulative_R, (len(open_S), len(cumulative_R))))
             place = np.where(chain, (before + steps_on) % config.items_per_intent, place)
             item = np.where(noise, rng.integers(config.num_items, size=len(open_S)), self.cycle_ZM[intent, place])
             item_N[start_S[open_S] + step] = item
@@ -261,10 +259,3 @@ def _running_total(value_N: NDArray[_Number], group_N: NDArray[np.int64]) -> NDA
     before = (total_N - value_N)[begin_N]
     running_N: NDArray[_Number] = total_N - before[np.cumsum(begin_N) - 1]
     return running_N
-
-
-def _draw_index(rng: np.random.Generator, cumulative_NC: NDArray[np.float64]) -> NDArray[np.int64]:
-    """One draw a row from cumulative probabilities."""
-    draw_N = rng.random(len(cumulative_NC))
-    index_N: NDArray[np.int64] = np.minimum((cumulative_NC <= draw_N[:, None]).sum(axis=1), cumulative_NC.shape[1] - 1)
-    return index_N

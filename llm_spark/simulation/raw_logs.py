@@ -1,8 +1,7 @@
 """Raw logs of a simulated process, with known troubles planted in them.
 
-A record has the fields time (ISO 8601, UTC, whole seconds, Z), user, item, type, value (null or empty where there is
-none) and agent. Each day has `num_files_per_day` files, `events-<date>-<part>.jsonl` or `.csv` (with a header line),
-some gzipped.
+The profile of the trade says how a record is laid out. Each day (UTC) has `num_files_per_day` files,
+`<stem>-<date>-<part>.jsonl` or `.csv` (with a header line), some gzipped.
 
 Planted lines are extra: none replaces a clean event. Drop the lines that are broken, lack a field or have a bad time,
 the bot's, and all but one of each set of equal lines, and what remains is exactly `Process.simulate()`. Late events are
@@ -25,13 +24,12 @@ from numpy.typing import NDArray
 
 from llm_spark.simulation.config import SECONDS_PER_DAY, SimulationConfig
 from llm_spark.simulation.process import Events, Process
+from llm_spark.simulation.profile import Mark, Record
 
 ACCOUNT_NAME = "_simulation.json"
 """Beside the logs; begins with an underscore, so that Spark's file source passes it by."""
 
 _ACCOUNT_BESIDE = f"{ACCOUNT_NAME}.tmp"
-
-FIELDS = ("time", "user", "item", "type", "value", "agent")
 
 TROUBLES = ("duplicates", "late", "broken", "missing_user", "missing_item", "missing_time", "bad_time", "bot")
 
@@ -47,11 +45,8 @@ _RATES = {
     "bad_time": "bad_time_rate",
     "bot": "bot_rate",
 }
-_BAD_TIMES = ("not-a-time", "2025-02-30T10:61:00Z", "31/13/2025 25:00")
 _OTHER_FILE_FRACTION = 0.3
 _STREAM = 100
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -88,17 +83,18 @@ class _Line:
     text: str
 
 
-def write_logs(config: SimulationConfig, folder: str | os.PathLike[str], fmt: str = "jsonl") -> LogsWritten:
+def write_logs(config: SimulationConfig, folder: str | os.PathLike[str], fmt: str | None = None) -> LogsWritten:
     """Write the raw logs of `config` into `folder`, and an account of them into `_simulation.json` beside them.
 
     `fmt` is 'jsonl', 'csv', or 'both': then the files take turns, each event stands in one of them only, and the two
-    kinds lie in the subfolders jsonl/ and csv/. The same config and `fmt` give the same bytes. Earlier output of this
-    function is replaced, also where writing it was cut short.
+    kinds lie in the subfolders jsonl/ and csv/. Not given: what is usual in the profile's trade. The same config and
+    `fmt` give the same bytes. Earlier output of this function is replaced, also where writing it was cut short.
 
-    Raises ValueError where `fmt` is none of these, or `folder` holds anything else than such output.
+    Raises ValueError where the profile is not written in `fmt`, or `folder` holds anything else than such output.
     """
-    if fmt not in FORMATS:
-        raise ValueError(f"fmt={fmt!r}: choose among {', '.join(FORMATS)}")
+    fmt = config.profile.formats[0] if fmt is None else fmt
+    if fmt not in config.profile.formats:
+        raise ValueError(f"fmt={fmt!r}: choose among {', '.join(config.profile.formats)}")
     folder = Path(folder)
     earlier_output = _earlier_output(folder)
     process = Process.draw(config)
@@ -142,6 +138,7 @@ class _LogWriter:
     def __init__(self, process: Process, events: Events, kinds: tuple[str, ...]) -> None:
         config = process.config
         self.config = config
+        self.profile = config.profile
         self.start_seconds = process.start_seconds
         self.rng = np.random.default_rng([config.seed, _STREAM])
         self.num_files = config.num_days * config.num_files_per_day
@@ -155,8 +152,11 @@ class _LogWriter:
         self.num_events = len(events)
         self.day_N = (events.time_N - self.start_seconds) // SECONDS_PER_DAY
         self.time_N = events.time_N
-        self.records = _records(process, events)
-        self.bot_records = _bot_records(process, self._num("bot"))
+        self.may_be_late_N = self.profile.may_be_late(events.event_type_N)
+        marks, bot_marks = _marks(events), _bot_marks(process, events, self._num("bot"))
+        records = self.profile.records(process, [*marks, *bot_marks])
+        self.records = records[: len(marks)]
+        self.bot_records = [(mark.time, record) for mark, record in zip(bot_marks, records[len(marks) :], strict=True)]
 
     def lines(self) -> tuple[list[_Line], dict[str, int]]:
         """All lines, and how many of each trouble are among them."""
@@ -164,7 +164,7 @@ class _LogWriter:
         file_N = self.day_N * num_files_per_day + self.rng.integers(num_files_per_day, size=self.num_events)
         arrival_N = self.time_N.astype(np.float64)
 
-        late = self._choose("late", np.flatnonzero(self.day_N < self.config.num_days - 1))
+        late = self._choose("late", np.flatnonzero(self.may_be_late_N & (self.day_N < self.config.num_days - 1)))
         days_late = np.minimum(self.rng.integers(1, 3, size=len(late)), self.config.num_days - 1 - self.day_N[late])
         file_N[late] += days_late * num_files_per_day
         arrival_N[late] = self._some_time_of_day(file_N[late])
@@ -217,14 +217,14 @@ class _LogWriter:
         texts = []
         for file, of_file in enumerate(lines_of):
             order = self.rng.permutation(len(of_file)) if unsorted[file] else range(len(of_file))
-            header = _csv_line(FIELDS) if self.kinds[file] == "csv" else ""
+            header = self._csv_line(self.profile.header) if self.kinds[file] == "csv" else ""
             texts.append(header + "".join(of_file[at].text for at in order))
         return texts, num_unsorted
 
     def _file_name(self, file: int, in_subfolder: bool, zipped: bool) -> str:
         day, part = divmod(file, self.config.num_files_per_day)
-        date = _iso(np.array([self.start_seconds + day * SECONDS_PER_DAY]))[0][:10]
-        name = f"events-{date}-{part:02d}.{self.kinds[file]}{'.gz' if zipped else ''}"
+        date = np.datetime64(self.start_seconds + day * SECONDS_PER_DAY, "s").astype("datetime64[D]")
+        name = f"{self.profile.file_stem}-{date}-{part:02d}.{self.kinds[file]}{'.gz' if zipped else ''}"
         return f"{self.kinds[file]}/{name}" if in_subfolder else name
 
     def _num(self, trouble: str) -> int:
@@ -239,7 +239,7 @@ class _LogWriter:
         return self.start_seconds + (day + self.rng.random(len(file))) * SECONDS_PER_DAY
 
     def _line(self, file: int, arrival_seconds: float, record: Record) -> _Line:
-        text = _csv_line(record.values()) if self.kinds[file] == "csv" else _json_line(record)
+        text = self._csv_line(record.values()) if self.kinds[file] == "csv" else _json_line(record)
         return _Line(file, arrival_seconds, text)
 
     def _corrupted(self, trouble: str, file: int, arrival_seconds: float, record: Record) -> _Line:
@@ -247,72 +247,78 @@ class _LogWriter:
             text = self._broken_csv(record) if self.kinds[file] == "csv" else self._broken_json(record)
             return _Line(file, arrival_seconds, text)
         if trouble == "bad_time":
-            return self._line(file, arrival_seconds, {**record, "time": str(self.rng.choice(_BAD_TIMES))})
-        lacking = trouble.removeprefix("missing_")
+            bad_time = str(self.rng.choice(self.profile.bad_times))
+            return self._line(file, arrival_seconds, _with(record, self.profile.time_path, bad_time))
+        paths = {
+            "missing_user": self.profile.user_path,
+            "missing_item": self.profile.item_path,
+            "missing_time": self.profile.time_path,
+        }
         shape = self.rng.integers(3)
         if shape == 0 and self.kinds[file] == "jsonl":
-            return self._line(file, arrival_seconds, {name: value for name, value in record.items() if name != lacking})
-        return self._line(file, arrival_seconds, {**record, lacking: None if shape == 1 else ""})
+            return self._line(file, arrival_seconds, _without(record, paths[trouble]))
+        return self._line(file, arrival_seconds, _with(record, paths[trouble], None if shape == 1 else ""))
 
     def _broken_json(self, record: Record) -> str:
         text = _json_line(record)
         # Time and user are kept, so that two truncated lines are never equal; the closing brace never is.
-        end = self.rng.integers(text.index('"item"'), len(text) - 1)
+        end = self.rng.integers(text.index(f'"{self.profile.item_path[0]}"'), len(text) - 1)
         return text[:end] + "\n"
 
     def _broken_csv(self, record: Record) -> str:
-        num_fields = int(self.rng.choice([2, 3, 4, 5, 7]))
-        return _csv_line([*record.values(), "surplus"][:num_fields])
+        whole = len(self.profile.header)
+        num_fields = int(self.rng.choice([*range(2, whole), whole + 1]))
+        return self._csv_line([*record.values(), "surplus"][:num_fields])
+
+    def _csv_line(self, values: Any) -> str:
+        buffer = io.StringIO()
+        csv.writer(buffer, delimiter=self.profile.delimiter, lineterminator="\n").writerow(values)
+        return buffer.getvalue()
 
 
-def _records(process: Process, events: Events) -> list[Record]:
-    profile, user_ids, item_ids = process.config.profile, process.user_ids, process.item_ids
-    columns = zip(
-        _iso(events.time_N),
+def _marks(events: Events) -> list[Mark]:
+    columns = (
+        events.time_N.tolist(),
         events.user_N.tolist(),
         events.item_N.tolist(),
         events.event_type_N.tolist(),
-        events.value_N.tolist(),
-        strict=True,
+        [None if value != value else value for value in events.value_N.tolist()],
+        events.session_N.tolist(),
     )
-    return [
-        {
-            "time": time,
-            "user": user_ids[user],
-            "item": item_ids[item],
-            "type": profile.event_types[event_type],
-            "value": None if value != value else value,
-            "agent": profile.agents[user % len(profile.agents)],
-        }
-        for time, user, item, event_type, value in columns
-    ]
+    return [Mark(*row) for row in zip(*columns, strict=True)]
 
 
-def _bot_records(process: Process, num_records: int) -> list[tuple[int, Record]]:
-    """Time and record of the bot's lines: it takes item after item, spread evenly over all days, so that no two of them
-    are equal."""
-    config, item_ids = process.config, process.item_ids
+def _bot_marks(process: Process, events: Events, num_marks: int) -> list[Mark]:
+    """The bot takes item after item, spread evenly over all days, so that no two of its lines are equal; each day is a
+    session."""
+    config = process.config
     seconds = config.num_days * SECONDS_PER_DAY
-    times = [process.start_seconds + at * seconds // num_records for at in range(num_records)]
-    common = {"type": config.profile.event_types[0], "value": None, "agent": config.profile.bot_agent}
-    return [
-        (time, {"time": iso, "user": process.bot_user_id, "item": item_ids[at % len(item_ids)], **common})
-        for at, (time, iso) in enumerate(zip(times, _iso(np.array(times, np.int64)), strict=True))
-    ]
+    first_session = int(events.session_N[-1]) + 1 if len(events) else 0
+    marks = []
+    for at in range(num_marks):
+        since_start = at * seconds // num_marks
+        session = first_session + since_start // SECONDS_PER_DAY
+        time, item = process.start_seconds + since_start, at % config.num_items
+        marks.append(Mark(time, config.num_users, item, 0, None, session, is_machine=True))
+    return marks
 
 
-def _iso(time_N: NDArray[np.int64]) -> list[str]:
-    return [f"{text}Z" for text in np.datetime_as_string(time_N.astype("datetime64[s]")).tolist()]
+def _with(record: Record, path: tuple[str, ...], value: str | None) -> Record:
+    """The record with another value at a path."""
+    head, *rest = path
+    return {**record, head: _with(record[head], tuple(rest), value) if rest else value}
+
+
+def _without(record: Record, path: tuple[str, ...]) -> Record:
+    """The record without what stands at a path."""
+    head, *rest = path
+    if rest:
+        return {**record, head: _without(record[head], tuple(rest))}
+    return {name: value for name, value in record.items() if name != head}
 
 
 def _json_line(record: Record) -> str:
     return json.dumps(record, separators=(",", ":")) + "\n"
-
-
-def _csv_line(values: Any) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(values)
-    return buffer.getvalue()
 
 
 def _earlier_output(folder: Path) -> list[Path]:
@@ -333,7 +339,7 @@ def _earlier_output(folder: Path) -> list[Path]:
 
 def _write_account(folder: Path, account: LogsWritten, config: SimulationConfig, complete: bool) -> None:
     content = {name: value for name, value in asdict(account).items() if name != "folder"}
-    content |= {"complete": complete, "config": asdict(config)}
+    content |= {"complete": complete, "profile": config.profile.name, "config": asdict(config)}
     beside = folder / _ACCOUNT_BESIDE
     beside.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(beside, folder / ACCOUNT_NAME)

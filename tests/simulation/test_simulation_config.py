@@ -3,7 +3,7 @@ from dataclasses import FrozenInstanceError, asdict
 import pytest
 from omegaconf import OmegaConf
 
-from llm_spark.simulation import Profile, SimulationConfig
+from llm_spark.simulation import RetailProfile, SimulationConfig
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_an_impossible_value_is_refused_in_one_line_that_names_the_field_and_the
 )
 def test_an_impossible_profile_is_refused_in_one_line_that_names_the_field(name, value):
     with pytest.raises(ValueError, match=rf"^simulation\.profile\.{name}=.*$"):
-        Profile(**{name: value})
+        RetailProfile(**{name: value})
 
 
 def test_the_config_cannot_be_changed():
@@ -72,5 +72,5 @@ def test_the_config_is_a_structured_config_of_omegaconf_with_its_profile():
     overrides = OmegaConf.from_dotlist(["num_users=12", "profile.item_prefix=part-", "chain_steps=[0.5,0.5]"])
     merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SimulationConfig), overrides))
     assert asdict(merged) == asdict(
-        SimulationConfig(num_users=12, profile=Profile(item_prefix="part-"), chain_steps=[0.5, 0.5])
+        SimulationConfig(num_users=12, profile=RetailProfile(item_prefix="part-"), chain_steps=[0.5, 0.5])
     )
