@@ -110,7 +110,7 @@ def test_spans_of_an_empty_split_are_none() -> None:
     import numpy as np
 
     times = np.array([1, 2]) * 1_000_000
-    assert split_spans(rules(10, 20))(times, np.array([2, 2]) * 1_000_000) == [Span(TRAIN, 0, 2, 1)]
+    assert split_spans(rules(10, 20))(times, np.array([2, 2]) * 1_000_000, np.array([0])) == [Span(TRAIN, 0, 2, 1)]
 
 
 histories = st.lists(
