@@ -51,7 +51,7 @@ def certify(warehouse: Warehouse, sessions_version: int, account: Account) -> No
     ]
     if broken:
         raise DataError(
-            f"{subject} cannot be certified: {'; '.join(broken)}: look into data_quality, mend the sessions and run `llm-spark sequences` again"
+            f"{subject} cannot be certified: {'; '.join(broken)}: run `llm-spark sequences` again; data_quality keeps the counts"
         )
     account.remarks.append(f"{subject} certified: {len(laws_of(note['split']))} laws hold, recorded in data_quality")
 
@@ -84,7 +84,7 @@ def _why_not(warehouse: Warehouse) -> str:
     found = {row["name"]: row["value"] for row in rows if (row["measured_at"], row["run_id"]) == newest}
     wrong = [name for name in laws_of(note["split"]) if found.get(name, 1) != 0]
     if wrong:
-        return f"the certificate of {subject} does not hold ({', '.join(wrong)}): run `llm-spark sequences` and see what it names"
+        return f"the certificate of {subject} does not hold ({', '.join(wrong)}): run `llm-spark sequences`"
     return ""
 
 

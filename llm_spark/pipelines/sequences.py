@@ -31,8 +31,8 @@ def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
     sessions_version = warehouse.version(SESSIONS)
     made_from = {"sessions": warehouse.data_version(SESSIONS, sessions_version), **asdict(settings)}
     origin = warehouse.origin(SEQUENCES)
-    if origin is not None and origin["made_from"] == made_from:
-        _certify_again(warehouse, sessions_version, account)
+    if origin is not None and origin["made_from"] == made_from and is_certified(warehouse):
+        account.nothing_to_do = f"sequences are those of sessions v{sessions_version} already"
         return
     sessions = warehouse.read(SESSIONS, sessions_version)
     with progress("sequences: vocabulary"):
@@ -91,17 +91,6 @@ def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
         account.remarks.append(f"{settings.split}: each user's last is test, the one before validation")
     with progress("sequences: certificate"):
         certify(warehouse, sessions_version, account)
-
-
-def _certify_again(warehouse: Warehouse, sessions_version: int, account: Account) -> None:
-    """The sequences are there already: all that may be missing is their certificate."""
-    what = f"sequences are those of sessions v{sessions_version}"
-    if is_certified(warehouse):
-        account.nothing_to_do = f"{what} already"
-        return
-    account.remarks.append(f"{what}; only their certificate was missing")
-    account.read = {SESSIONS.name: sessions_version, SEQUENCES.name: warehouse.version(SEQUENCES)}
-    certify(warehouse, sessions_version, account)
 
 
 def _next_token(warehouse: Warehouse, table: Table) -> int:
