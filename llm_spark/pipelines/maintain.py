@@ -72,8 +72,11 @@ def _remove_old_files(
     path, spark = warehouse.path(table), warehouse.spark
     needed: dict[Pin, set[str]] = {}
     on_disk = {file.name for file in data_files(spark, path)} if pins else set()
+    versions = warehouse.log(table).versions
     for pin in pins:
-        if pin.version not in warehouse.log(table).versions:
+        if pin.version > versions[-1]:
+            continue  # a version of a table that was deleted since, and made anew
+        if pin.version not in versions:
             if not force:
                 _warn(
                     account,
