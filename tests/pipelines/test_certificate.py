@@ -114,7 +114,8 @@ def honest(spark: SparkSession) -> Callable[[str], Tables]:
 
 def changed(spark: SparkSession, tables: Tables, change: Callable[[list[dict[str, Any]]], None]) -> Tables:
     """The tables with the rows of sequences, as dictionaries, changed."""
-    rows = [row.asDict() for row in tables.sequences.orderBy("user_id", "split", "started_at").collect()]
+    rows = [row.asDict() for row in tables.sequences.collect()]
+    rows.sort(key=lambda row: (row["user_id"], row["split"], row["event_times"][row["first_target"]]))
     change(rows)
     columns = tables.sequences.columns
     again = spark.createDataFrame([Row(*[row[name] for name in columns]) for row in rows], SEQUENCES.schema)

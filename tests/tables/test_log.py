@@ -11,6 +11,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from llm_spark.errors import UserError
 from llm_spark.schemas import VOCABULARY
+from llm_spark.tables.maintenance import settings
 from llm_spark.tables.warehouse import Warehouse
 
 
@@ -28,7 +29,7 @@ def items(spark: SparkSession, *names: str) -> DataFrame:
 def test_compaction_properties_and_an_insert_of_nothing_raise_the_version_and_not_the_data_version(
     warehouse: Warehouse, spark: SparkSession
 ) -> None:
-    warehouse.replace(VOCABULARY, items(spark, "a", "b").repartition(2), {"from": 1})
+    warehouse.replace(VOCABULARY, items(spark, "a", *"bcdefghijk").repartition(2), {"from": 1})
     written = warehouse.version(VOCABULARY)
     path = warehouse.path(VOCABULARY)
     DeltaTable.forPath(spark, path).optimize().executeCompaction()
@@ -37,17 +38,18 @@ def test_compaction_properties_and_an_insert_of_nothing_raise_the_version_and_no
     assert warehouse.version(VOCABULARY) >= written + 2
     assert warehouse.data_version(VOCABULARY) == written
     assert warehouse.origin(VOCABULARY) == {"from": 1}
-    warehouse.insert_new(VOCABULARY, items(spark, "c"), "item_id")
+    warehouse.insert_new(VOCABULARY, items(spark, "z"), "item_id")
     assert warehouse.data_version(VOCABULARY) == warehouse.version(VOCABULARY)
     assert warehouse.data_version(VOCABULARY, written + 1) == written
     assert warehouse.origin(VOCABULARY) is None
 
 
-def test_a_replacement_by_no_rows_is_a_change_of_which_the_origin_is_known(
+def test_a_commit_that_notes_an_origin_counts_also_where_no_row_had_to_change(
     warehouse: Warehouse, spark: SparkSession
 ) -> None:
-    for number in (1, 2):
-        warehouse.replace(VOCABULARY, items(spark), {"from": number})
+    warehouse.replace(VOCABULARY, items(spark, "a"), {"from": 1})
+    with settings(spark, {"spark.databricks.delta.commitInfo.userMetadata": '{"from": 2}'}):
+        spark.sql(f"ALTER TABLE delta.`{warehouse.path(VOCABULARY)}` SET TBLPROPERTIES ('a' = 'b')")
     assert warehouse.origin(VOCABULARY) == {"from": 2}
     assert warehouse.data_version(VOCABULARY) == warehouse.version(VOCABULARY)
 
