@@ -18,11 +18,16 @@ from llm_spark.transforms.sessions import sessionize as sessionize_events
 def sessionize(warehouse: Warehouse, config: Config, account: Account) -> None:
     """Rebuild the sessions from all events, unless they were built from this version of the events with these settings."""
     by_key = config.ingest.columns.session is not None
-    origin = {"events": warehouse.version(EVENTS), "by_key": by_key, **asdict(config.sessionize)}
+    events_version = warehouse.version(EVENTS)
+    origin = {
+        "events": warehouse.data_version(EVENTS, events_version),
+        "by_key": by_key,
+        **asdict(config.sessionize),
+    }
     if warehouse.origin(SESSIONS) == origin:
         account.nothing_to_do = f"sessions are those of events v{origin['events']} already"
         return
-    events = warehouse.read(EVENTS, origin["events"])
+    events = warehouse.read(EVENTS, events_version)
     with progress("sessionize"):
         num_events = events.count()
         if num_events == 0:
@@ -40,5 +45,5 @@ def sessionize(warehouse: Warehouse, config: Config, account: Account) -> None:
         raise UserError(f"{num_events} events went into sessionize and {sums['events']} came out: run it again")
     account.rows_in = {"events": num_events}
     account.rows_out = {"sessions": sums["sessions"], "users": sums["users"]}
-    account.read = {EVENTS.name: origin["events"]}
+    account.read = {EVENTS.name: events_version}
     account.wrote(warehouse, SESSIONS)
