@@ -22,12 +22,17 @@ REJECTION_REASONS = (
     "missing_user",
     "missing_item",
     "missing_time",
+    "missing_type",
+    "missing_value",
+    "missing_attribute",
     "bad_time",
     "time_out_of_range",
     "future_time",
     "filtered",
     "unreadable_file",
 )
+
+SET_ASIDE_REASONS = ("too_fast", "too_many_events", "too_many_events_a_day")
 
 
 @dataclass(frozen=True)
@@ -111,12 +116,27 @@ SESSIONS = Table(
         _USER_ID,
         ("user_bucket", t.IntegerType(), "hash of the user modulo the number of buckets"),
         ("started_at", TIME, "time of its first event"),
-        ("ended_at", TIME, "time of its last event"),
+        ("ended_at", TIME, "time of its last event, collapsed or not"),
         ("num_events", t.IntegerType(), "events in it"),
+        ("num_collapsed", t.IntegerType(), "further events that repeated the one before them and were collapsed"),
         ("item_ids", TEXTS, "items in time order; ties by event_id"),
         ("event_types", TEXTS, "their event types"),
         ("event_times", t.ArrayType(TIME), "their times"),
         ("event_values", t.ArrayType(t.DoubleType()), "their values; null where there is none"),
+    ),
+    ("user_bucket",),
+)
+
+SESSIONS_SET_ASIDE = Table(
+    "sessions_set_aside",
+    "One session of what is no human, kept out of sessions",
+    "sessionize",
+    t.StructType(
+        SESSIONS.schema.fields
+        + _columns(
+            ("reason", TEXT, "one of " + ", ".join(SET_ASIDE_REASONS)),
+            ("detail", TEXT, "the measured value and the limit"),
+        ).fields
     ),
     ("user_bucket",),
 )
@@ -266,6 +286,7 @@ TABLES = {
         EVENTS_REJECTED,
         INGESTED_FILES,
         SESSIONS,
+        SESSIONS_SET_ASIDE,
         VOCABULARY,
         EVENT_TYPES,
         SEQUENCES,

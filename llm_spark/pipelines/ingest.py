@@ -15,12 +15,14 @@ from llm_spark.config import Config, IngestConfig
 from llm_spark.errors import DataError, UsageError, UserError
 from llm_spark.logs import log, progress
 from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.item_rules import check_replacements
 from llm_spark.schemas import EVENTS, EVENTS_REJECTED, INGESTED_FILES
 from llm_spark.tables import raw
 from llm_spark.tables.raw import RawFile, UnreadableFileError
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.transforms import events, records
 from llm_spark.transforms.identity import stable_id
+from llm_spark.transforms.missing import reasons_that_are_no_fault
 
 _MAX_UNREADABLE_FILES = 20
 _NUM_LINES_SAMPLED = 1_000
@@ -33,6 +35,7 @@ def ingest(warehouse: Warehouse, config: Config, account: Account) -> None:
     """
     spark = warehouse.spark
     _check_time_format(spark, config.ingest)
+    check_replacements(spark, config.ingest.normalise_item)
     files = _not_yet_ingested(warehouse, raw.list_files(spark, config.ingest.paths))
     if not files:
         account.nothing_to_do = "every file is ingested already"
@@ -189,7 +192,8 @@ def _gate(batch: _Batch, config: IngestConfig) -> None:
         raise DataError(
             f"the {len(batch.files)} files hold no record, '{batch.files[0].path}' the first: check the export"
         )
-    faults = {reason: number for reason, number in batch.rejected.items() if reason != "filtered"}
+    asked_for = reasons_that_are_no_fault(config.missing)
+    faults = {reason: number for reason, number in batch.rejected.items() if reason not in asked_for}
     if faults and sum(batch.rejected.values()) == num_records:
         reason = max(faults, key=lambda name: faults[name])
         example = batch.judged.where(F.col("reason") == reason).select("raw", "detail").first()

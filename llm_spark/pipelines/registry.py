@@ -10,6 +10,7 @@ from pyspark.sql import functions as F
 from llm_spark.errors import DataError, UserError
 from llm_spark.logs import log
 from llm_spark.model.artifact import load_artifact
+from llm_spark.pipelines.values import ValueTreatment
 from llm_spark.schemas import MODELS
 from llm_spark.tables.warehouse import Warehouse
 
@@ -24,6 +25,8 @@ class Champion:
     num_event_types: int
     validation_until: str
     """UTC end of what it was chosen on: nothing earlier may test it."""
+    values: ValueTreatment
+    """What was done to the values that it was trained on."""
 
 
 def champion(warehouse: Warehouse) -> Champion:
@@ -35,7 +38,12 @@ def champion(warehouse: Warehouse) -> Champion:
     loaded = load_artifact(path)
     splits = loaded.tables["splits"]
     return Champion(
-        row["model_id"], path, loaded.model.num_tokens, loaded.model.num_event_types, splits["validation_until"]
+        row["model_id"],
+        path,
+        loaded.model.num_tokens,
+        loaded.model.num_event_types,
+        splits["validation_until"],
+        ValueTreatment.of_json(loaded.tables.get("values")),
     )
 
 

@@ -12,6 +12,7 @@ from llm_spark.config import Config, SequencesConfig
 from llm_spark.errors import DataError, UsageError
 from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.values import fitted_treatment, note_missing_values
 from llm_spark.schemas import EVENT_TYPES, SEQUENCES, SESSIONS, SPLITS, VOCABULARY, Table
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.transforms import vocabulary as tokens
@@ -25,7 +26,7 @@ def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
     """Split the sessions by time, extend the vocabulary from the training window, and write the histories of each split."""
     settings = config.sequences
     sessions_version = warehouse.version(SESSIONS)
-    made_from = {"sessions": sessions_version, **asdict(settings)}
+    made_from = {"sessions": sessions_version, "missing_value": config.ingest.missing.value, **asdict(settings)}
     origin = warehouse.origin(SEQUENCES)
     if origin is not None and origin["made_from"] == made_from:
         account.nothing_to_do = f"sequences are those of sessions v{sessions_version} already"
@@ -45,14 +46,18 @@ def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
             )
         _append(warehouse, EVENT_TYPES, new_types, "event_type")
         _append(warehouse, VOCABULARY, new_items, "item_id")
+        treatment = fitted_treatment(training_sessions, config, account)
+        note_missing_values(sessions, treatment, account)
     with progress("sequences: histories"):
-        steps = tokenized_steps(sessions, warehouse.read(VOCABULARY), warehouse.read(EVENT_TYPES))
+        clipped_sessions = treatment.clipped(sessions)
+        steps = tokenized_steps(clipped_sessions, warehouse.read(VOCABULARY), warehouse.read(EVENT_TYPES))
         origin = {
             "made_from": made_from,
             "train_until": str(times.train_until),
             "validation_until": str(times.validation_until),
+            "values": treatment.as_json(),
         }
-        warehouse.replace(SEQUENCES, sequences_of(steps, settings, times), origin)
+        warehouse.replace(SEQUENCES, sequences_of(steps, settings, times, treatment.fill), origin)
         targets = F.size("tokens") - F.col("first_target")
         by_split = (
             warehouse.read(SEQUENCES).groupBy("split").agg(F.count("*").alias("rows"), F.sum(targets).alias("targets"))

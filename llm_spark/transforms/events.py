@@ -13,6 +13,7 @@ from pyspark.sql import types as t
 
 from llm_spark.config import ColumnsConfig, IngestConfig
 from llm_spark.transforms.identity import stable_id
+from llm_spark.transforms.missing import filled, missing_attribute, missing_reason, normalised_item
 
 _HAS_DATE = r"^\s*\d{4}-\d{2}-\d{2}"
 _HAS_ZONE = r"(?i)(Z|UTC|GMT|:\d{2}(\.\d+)?\s*[+-]\d{1,2}(:?\d{2})?|\d[+-]\d{2}:?\d{2}|[a-z]+/[a-z_]+)\s*$"
@@ -69,7 +70,7 @@ def _event_time(raw: Column, kind: t.DataType, time_format: str, time_zone: str)
 def judge(records: DataFrame, config: IngestConfig, now: datetime) -> DataFrame:
     """Apply the column mapping and give each record its verdict. `now` (UTC) is the latest believable time, give or take a day."""
     known = set(records.columns)
-    columns = config.columns
+    columns, missing = config.columns, config.missing
     attributes = [(name, _mapped(expression, known)) for name, expression in columns.attributes.items()]
     raw_time = _mapped(columns.time, known)
     time_kind = records.select(raw_time.alias("time")).schema["time"].dataType
@@ -78,18 +79,25 @@ def judge(records: DataFrame, config: IngestConfig, now: datetime) -> DataFrame:
         *[F.when(~F.coalesce(F.expr(rule), F.lit(False)), F.lit(rule)) for rule in config.filters],
         F.lit(None).cast("string"),
     )
-    pairs = [column for name, value in attributes for column in (F.lit(name), _text(value))]
+    pairs = [
+        column
+        for name, value in attributes
+        for column in (F.lit(name), filled(_text(value), missing.attributes.get(name, "keep")))
+    ]
+    item = _text(normalised_item(_text(_mapped(columns.item, known)), config.normalise_item))
+    value = _mapped(columns.value, known)
     mapped = records.select(
         "_source_file",
         "_unparsable",
         F.coalesce(F.col("_raw"), F.to_json(F.struct(*data_columns))).alias("_raw_text"),
         F.when(~F.col("_unparsable"), filtered).alias("_broken_rule"),
-        _text(_mapped(columns.user, known)).alias("user_id"),
-        _text(_mapped(columns.item, known)).alias("item_id"),
-        F.coalesce(_text(_mapped(columns.type, known)), F.lit("event")).alias("event_type"),
+        filled(_text(_mapped(columns.user, known)), missing.user).alias("user_id"),
+        filled(item, missing.item).alias("item_id"),
+        filled(_text(_mapped(columns.type, known)), missing.type).alias("event_type"),
         _text(raw_time).alias("_raw_time"),
         _event_time(raw_time, time_kind, config.time_format, config.time_zone).alias("event_time"),
-        _finite(_mapped(columns.value, known).cast("double")).alias("value"),
+        _text(value).alias("_raw_value"),
+        _finite(value.cast("double")).alias("value"),
         _text(_mapped(columns.session, known)).alias("session_key"),
         (F.create_map(*pairs) if pairs else F.create_map()).cast("map<string,string>").alias("attributes"),
     )
@@ -100,12 +108,17 @@ def judge(records: DataFrame, config: IngestConfig, now: datetime) -> DataFrame:
         .when(F.col("user_id").isNull(), "missing_user")
         .when(F.col("item_id").isNull(), "missing_item")
         .when(F.col("_raw_time").isNull(), "missing_time")
+        .when(missing_reason(config).isNotNull(), missing_reason(config))
         .when(F.col("event_time").isNull(), "bad_time")
         .when(F.col("event_time") < F.lit(config.earliest_time).cast("timestamp"), "time_out_of_range")
         .when(F.col("event_time") > latest, "future_time")
     )
     detail = F.coalesce(
-        F.col("_broken_rule"), F.when(F.col("user_id").isNotNull() & F.col("item_id").isNotNull(), F.col("_raw_time"))
+        F.col("_broken_rule"),
+        F.when(F.col("reason") == "missing_attribute", missing_attribute(config))
+        .when(F.col("reason") == "missing_value", F.col("_raw_value"))
+        .when(F.col("reason") == "missing_type", F.lit(None))
+        .when(F.col("user_id").isNotNull() & F.col("item_id").isNotNull(), F.col("_raw_time")),
     )
     judged = mapped.withColumn("reason", reason)
     return judged.select(

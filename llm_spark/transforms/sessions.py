@@ -51,6 +51,7 @@ def sessionize(events: DataFrame, config: SessionizeConfig, by_key: bool) -> Dat
         "started_at",
         "ended_at",
         "num_events",
+        F.lit(0).alias("num_collapsed"),
         "item_ids",
         "event_types",
         "event_times",
