@@ -200,7 +200,7 @@ class BotsConfig:
     max_events_per_minute: float = 0.0
     """Mean over a session; one shorter than a minute counts as a minute, so that a few quick clicks are no bot."""
     max_events: int = 0
-    """In one session."""
+    """In one session. A session that sessionize.max_events cuts is judged piece by piece: the last one may be short enough to stay."""
     max_events_per_day: int = 0
     """Of one user on one UTC day; all sessions of that user that touch the day are set aside."""
 
