@@ -108,8 +108,10 @@ class SessionizeConfig:
     """A session longer than this from its first event is cut there."""
     max_events: int = 1_000
     """A session with more events than this is cut there."""
+    day_cut: str | None = None
+    """A zone such as Europe/London at whose midnight a session ends. Not given: a session may span midnight, as a visitor does."""
     num_buckets: int = 8
-    """Partitions of the sessions table, by a hash of the user."""
+    """Partitions of each month of the sessions table, by a hash of the user; also the tasks that build it: at least one a core."""
 
     def __post_init__(self) -> None:
         for name in ("gap_seconds", "max_length_seconds", "max_events", "num_buckets"):
