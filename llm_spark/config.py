@@ -202,7 +202,8 @@ class BotsConfig:
     max_events: int = 0
     """In one session. A session that sessionize.max_events cuts is judged piece by piece: the last one may be short enough to stay."""
     max_events_per_day: int = 0
-    """Of one user on one UTC day; all sessions of that user that touch the day are set aside."""
+    """Of one user on one UTC day; all sessions of that user that touch the day are set aside. Under it every run rebuilds all sessions, for a
+    new event may condemn sessions that it does not touch."""
 
     def __post_init__(self) -> None:
         for name in ("max_events_per_minute", "max_events", "max_events_per_day"):
@@ -224,8 +225,10 @@ class SessionizeConfig:
     """A session longer than this from its first event is cut there."""
     max_events: int = 1_000
     """A session with more events than this is cut there."""
+    day_cut: str | None = None
+    """A zone such as Europe/London at whose midnight a session ends. Not given: a session may span midnight, as a visitor does."""
     num_buckets: int = 8
-    """Partitions of the sessions table, by a hash of the user."""
+    """Partitions of each month of the sessions table, by a hash of the user; also the tasks that build it: at least one a core."""
     bots: BotsConfig = field(default_factory=BotsConfig)
     collapse_repeats: bool = False
     """Of events with the same item and type directly after one another in a session keep the first; `sessions.num_collapsed` counts the others."""

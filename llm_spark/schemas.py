@@ -114,7 +114,9 @@ SESSIONS = Table(
     _columns(
         ("session_id", TEXT, "hash of the user and of the session key or the session's first event"),
         _USER_ID,
+        ("session_key", TEXT, "session id given by the log; null where there is none"),
         ("user_bucket", t.IntegerType(), "hash of the user modulo the number of buckets"),
+        ("started_month", t.DateType(), "first day of the UTC month of started_at"),
         ("started_at", TIME, "time of its first event"),
         ("ended_at", TIME, "time of its last event, collapsed or not"),
         ("num_events", t.IntegerType(), "events in it"),
@@ -124,7 +126,8 @@ SESSIONS = Table(
         ("event_times", t.ArrayType(TIME), "their times"),
         ("event_values", t.ArrayType(t.DoubleType()), "their values; null where there is none"),
     ),
-    ("user_bucket",),
+    # A night touches the newest month alone, and late events of few users few buckets.
+    ("started_month", "user_bucket"),
 )
 
 SESSIONS_SET_ASIDE = Table(
@@ -138,7 +141,7 @@ SESSIONS_SET_ASIDE = Table(
             ("detail", TEXT, "the measured value and the limit"),
         ).fields
     ),
-    ("user_bucket",),
+    SESSIONS.partition_by,
 )
 
 VOCABULARY = Table(

@@ -61,10 +61,7 @@ class Warehouse:
         """The newest version. UserError where the table is missing."""
         if not self.exists(table):
             raise self._missing(table)
-        # The log's own snapshot: a query of the history takes ten times as long.
-        jvm: Any = self.spark._jvm
-        log = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(self.spark._jsparkSession, self.path(table))
-        return int(log.update(False, jvm.scala.Option.empty(), jvm.scala.Option.empty()).version())
+        return int(self._snapshot(table).version())
 
     def read(self, table: Table, version: int | None = None) -> DataFrame:
         """The table, at its newest version or a pinned one. UserError naming the stage to run where it is missing."""
@@ -87,8 +84,10 @@ class Warehouse:
 
     def replace(self, table: Table, rows: DataFrame, origin: Mapping[str, Any]) -> None:
         """Put `rows` in place of the whole table in one commit, noting what they were made from."""
-        self._create(table)
+        is_new = self._create(table)
         writer = _conform(rows, table).write.format("delta").mode("overwrite").option(*_WHOLE)
+        if not is_new and self._laid_out_otherwise(table):
+            writer = writer.option("overwriteSchema", "true").partitionBy(*table.partition_by)
         writer.option("userMetadata", json.dumps(origin, sort_keys=True)).save(self.path(table))
 
     def replace_where(self, table: Table, rows: DataFrame, predicate: str, origin: Mapping[str, Any]) -> None:
@@ -183,6 +182,17 @@ class Warehouse:
             ) from error
         return True
 
+    def _snapshot(self, table: Table) -> Any:
+        """The log's own snapshot: a query of the history takes ten times as long."""
+        jvm: Any = self.spark._jvm
+        log = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(self.spark._jsparkSession, self.path(table))
+        return log.update(False, jvm.scala.Option.empty(), jvm.scala.Option.empty())
+
+    def _laid_out_otherwise(self, table: Table) -> bool:
+        """Whether the table was made by an earlier version of this program, with other columns or partitions."""
+        partition_by = self._snapshot(table).metadata().partitionColumns().mkString(",").split(",")
+        return (self.read(table).columns, partition_by) != (table.schema.names, list(table.partition_by or [""]))
+
     def _history(self, table: Table) -> Any:
         if not self.exists(table):
             raise self._missing(table)
@@ -207,8 +217,13 @@ class Warehouse:
 
 
 def _conform(rows: DataFrame, table: Table) -> DataFrame:
-    """The table's columns in the table's order and types."""
-    return rows.select([F.col(field.name).cast(field.dataType).alias(field.name) for field in table.schema.fields])
+    """The table's columns in the table's order and types, with their comments."""
+    return rows.select(
+        [
+            F.col(field.name).cast(field.dataType).alias(field.name, metadata=field.metadata)
+            for field in table.schema.fields
+        ]
+    )
 
 
 _CURRENT_PREDICTIONS = """

@@ -14,8 +14,8 @@ _LISTS = ("item_ids", "event_types", "event_times", "event_values")
 def collapse_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Keep the first of events with the same item and type directly after one another in a session.
 
-    In and out: batches of schemas.SESSIONS with `num_collapsed`, a session whole in one row. `num_events` falls by as much as `num_collapsed`
-    rises; started_at and ended_at stay those of all the session's events.
+    In and out: batches of schemas.SESSIONS, a session whole in one row. `num_events` falls by as much as `num_collapsed` rises; started_at and
+    ended_at stay those of all the session's events. A session with a `reason` to set it aside stays as it is.
     """
     for batch in batches:
         yield _collapsed(batch)
@@ -30,6 +30,9 @@ def _collapsed(batch: pa.RecordBatch) -> pa.RecordBatch:
     if len(kept) > 1:
         differ = pc.or_(_changes(flat["item_ids"]), _changes(flat["event_types"]))
         kept[1:] = differ.to_numpy(zero_copy_only=False)
+    if "reason" in batch.schema.names:
+        is_aside = batch.column("reason").is_valid().to_numpy(zero_copy_only=False)
+        kept |= np.repeat(is_aside, np.diff(offsets))
     firsts = offsets[:-1]
     kept[firsts[firsts < len(kept)]] = True
     num_kept_before = np.concatenate([[0], np.cumsum(kept)])

@@ -11,12 +11,18 @@ from dataclasses import dataclass
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from llm_spark.config import BotsConfig, ClipValuesConfig
+from llm_spark.config import BotsConfig, ClipValuesConfig, SessionizeConfig
 from llm_spark.transforms.collapse_kernel import collapse_batches
 
 _SIGNIFICANT_DIGITS = 4
 # 1.2533 mean absolute deviations, like 1.4826 median ones, are a standard deviation of a bell curve (Iglewicz and Hoaglin 1993).
 _MEAN_DEVIATIONS_A_MEDIAN_ONE = 1.253314 / 1.482602
+
+
+def cleaned_sessions(sessions: DataFrame, config: SessionizeConfig) -> DataFrame:
+    """Sessions with the `reason` (and its `detail`) to set them aside, null for those to keep; the repeats of these are collapsed if so set."""
+    judged = judge_sessions(sessions, config.bots)
+    return collapse_repeats(judged) if config.collapse_repeats else judged
 
 
 def judge_sessions(sessions: DataFrame, bots: BotsConfig) -> DataFrame:
