@@ -76,7 +76,9 @@ class _Sums:
 
     @classmethod
     def of(cls, sessions: DataFrame) -> _Sums:
-        row = sessions.agg(F.count("*").alias("rows"), F.coalesce(F.sum("num_events"), F.lit(0)).alias("events")).first()
+        row = sessions.agg(
+            F.count("*").alias("rows"), F.coalesce(F.sum("num_events"), F.lit(0)).alias("events")
+        ).first()
         assert row is not None
         return cls(row["rows"], row["events"])
 
@@ -98,7 +100,7 @@ def _check_events(work: _Work, num_in: int, num_out: int) -> None:
     lost = abs(num_in - num_out)
     severity = "error" if lost else "info"
     detail = f"{num_in} events went in, {num_out} came out"
-    work.account.checks.append(Check("events_lost_in_sessions", SESSIONS.name, lost, 0, severity, detail))
+    work.account.checks.append(Check("events_lost_in_sessions", SESSIONS.name, lost, 0.0, severity, detail))
     if lost:
         raise UserError(f"{num_in} events went into sessionize and {num_out} came out: run it again")
 

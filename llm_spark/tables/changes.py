@@ -44,7 +44,9 @@ def additions(warehouse: Warehouse, table: Table, after: int, until: int) -> Add
             & F.coalesce("add.path", "remove.path", "metaData.id").isNotNull()
         )
         rows = changed.select(
-            "add.path", F.expr(_NUM_RECORDS).cast("bigint").alias("num_rows"), F.col("add").isNull().alias("no_addition")
+            "add.path",
+            F.expr(_NUM_RECORDS).cast("bigint").alias("num_rows"),
+            F.col("add").isNull().alias("no_addition"),
         ).collect()
     except AnalysisException as error:
         if error.getCondition() != "PATH_NOT_FOUND":

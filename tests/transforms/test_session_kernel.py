@@ -103,7 +103,11 @@ def test_events_without_a_session_key_go_by_the_gap_where_others_have_one() -> N
 def test_a_session_ends_with_the_day_only_where_days_are_cut_and_the_log_gives_no_key() -> None:
     events: list[Event] = [("u", None, 45), ("u", None, 50), ("v", "a", 45), ("v", "a", 50)]
     assert sessions_of(events, by_gap(30)) == [["i0", "i1"], ["i2", "i3"]]
-    assert sessions_of(events, SessionRules(30, 10**6, 10**6, by_key=True, by_day=True)) == [["i0"], ["i1"], ["i2", "i3"]]
+    assert sessions_of(events, SessionRules(30, 10**6, 10**6, by_key=True, by_day=True)) == [
+        ["i0"],
+        ["i1"],
+        ["i2", "i3"],
+    ]
 
 
 @pytest.mark.parametrize(
