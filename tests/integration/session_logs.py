@@ -82,7 +82,8 @@ walk AS (
     LATERAL (SELECT w.num < {max_events} AND (o.session_key IS NOT NULL OR (
         o.event_time - w.event_time <= INTERVAL {gap} SECOND
         AND o.event_time - w.began_at <= INTERVAL {length} SECOND
-        AND ({no_day_cut} OR date_trunc('day', o.event_time + INTERVAL ({offset}) MINUTE) = date_trunc('day', w.event_time + INTERVAL ({offset}) MINUTE))
+        AND ({no_day_cut} OR date_trunc('day', o.event_time + INTERVAL ({offset}) MINUTE)
+            = date_trunc('day', w.event_time + INTERVAL ({offset}) MINUTE))
     )) AS stays)
 )
 SELECT substr(sha256(concat(user_id, chr(31), coalesce(session_key, ''), chr(31), first(event_id ORDER BY n))), 1, 32) AS session_id,

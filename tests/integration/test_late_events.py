@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import deltalake
 import pytest
 from delta.tables import DeltaTable
 from pyspark.sql import functions as F
@@ -155,6 +156,11 @@ def remove_user(warehouse: Warehouse) -> None:
     warehouse.delete(EVENTS, F.col("user_id") == "v0")
 
 
+def lose_the_log(warehouse: Warehouse) -> None:
+    deltalake.DeltaTable(warehouse.path(EVENTS)).create_checkpoint()
+    (Path(warehouse.path(EVENTS)) / "_delta_log" / f"{warehouse.version(EVENTS):020d}.json").unlink()
+
+
 def lose_a_file(warehouse: Warehouse) -> None:
     DeltaTable.forPath(warehouse.spark, warehouse.path(EVENTS)).optimize().executeCompaction()
     warehouse.spark.conf.set("spark.databricks.delta.retentionDurationCheck.enabled", "false")
@@ -163,8 +169,8 @@ def lose_a_file(warehouse: Warehouse) -> None:
 
 @pytest.mark.parametrize(
     ("trouble", "told"),
-    [(remove_user, "cannot be told"), (lose_a_file, "are gone")],
-    ids=["rows removed", "files gone"],
+    [(remove_user, "cannot be told"), (lose_the_log, "cannot be told"), (lose_a_file, "are gone")],
+    ids=["rows removed", "log gone", "files gone"],
 )
 def test_where_the_added_events_cannot_be_told_all_sessions_are_rebuilt(
     evening: tuple[Warehouse, list[LoggedEvent]], trouble: Callable[[Warehouse], None], told: str
