@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -26,6 +27,8 @@ PREDICTIONS_CURRENT = "predictions_current"
 _MAX_PARTITIONS_NAMED = 400
 # A session set to dynamic overwriting would leave the partitions that the new rows do not touch.
 _WHOLE = ("partitionOverwriteMode", "static")
+# Each open file holds a row group in memory: small ones, so that a task's files stay within half a gigabyte.
+_SEVERAL_FILES = {"spark.sql.maxConcurrentOutputFileWriters": "16", "parquet.block.size": str(32 * 2**20)}
 _TIMES = ("event_time", "ended_at", "started_at", "as_of_date")
 
 
@@ -88,7 +91,8 @@ class Warehouse:
         writer = _conform(rows, table).write.format("delta").mode("overwrite").option(*_WHOLE)
         if not is_new and self._laid_out_otherwise(table):
             writer = writer.option("overwriteSchema", "true").partitionBy(*table.partition_by)
-        writer.option("userMetadata", json.dumps(origin, sort_keys=True)).save(self.path(table))
+        with self._several_files_open():
+            writer.option("userMetadata", json.dumps(origin, sort_keys=True)).save(self.path(table))
 
     def replace_where(self, table: Table, rows: DataFrame, predicate: str, origin: Mapping[str, Any]) -> None:
         """Put `rows`, which must all meet `predicate`, in place of the rows that meet it, in one commit, noting what they were made from."""
@@ -100,7 +104,8 @@ class Warehouse:
             .option(*_WHOLE)
             .option("replaceWhere", predicate)
         )
-        writer.option("userMetadata", json.dumps(origin, sort_keys=True)).save(self.path(table))
+        with self._several_files_open():
+            writer.option("userMetadata", json.dumps(origin, sort_keys=True)).save(self.path(table))
 
     def insert_new(self, table: Table, rows: DataFrame, key: str) -> None:
         """Insert the rows whose `key` is not in the table; the keys of `rows` must be distinct."""
@@ -163,6 +168,22 @@ class Warehouse:
             assert counted is not None
             found.append(TableState(table.name, self.version(table), counted["num_rows"], counted["newest"]))
         return found
+
+    @contextmanager
+    def _several_files_open(self) -> Iterator[None]:
+        """Let a task write into several partitions at a time; otherwise Spark sorts all rows by partition before it writes them."""
+        before = {name: self.spark.conf.get(name, None) for name in _SEVERAL_FILES}
+        for name, value in _SEVERAL_FILES.items():
+            if before[name] in (None, "0"):
+                self.spark.conf.set(name, value)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    self.spark.conf.unset(name)
+                else:
+                    self.spark.conf.set(name, value)
 
     def _create(self, table: Table) -> bool:
         """Create the table with its comments unless it is there; True if it was created."""

@@ -32,7 +32,7 @@ def event_log(shape: LogShape) -> Iterator[pa.Table]:
     random = np.random.default_rng(shape.seed)
     num_bot = int(shape.num_events * shape.bot_share)
     num_people = shape.num_events - num_bot
-    num_users = max(1, int(num_people / shape.events_per_user))
+    num_users = _num_users(shape)
     weights = np.arange(1, num_users + 1, dtype=np.float64) ** -shape.zipf_exponent
     places = random.permutation(num_users)
     num_sessions = int(num_people / shape.events_per_session * 1.2) + 10
@@ -44,15 +44,14 @@ def event_log(shape: LogShape) -> Iterator[pa.Table]:
     owners, lengths = owners[:num_used], lengths[:num_used]
     starts = random.integers(0, NUM_DAYS * 86_400_000 - 7_200_000, num_used)
     user_N = np.repeat(owners, lengths)[:num_people]
-    pauses = random.exponential(60_000, len(np.repeat(owners, lengths))).astype(np.int64)
+    pauses = random.exponential(60_000, int(lengths.sum())).astype(np.int64)
     since = np.cumsum(pauses) - np.repeat(np.cumsum(pauses)[np.cumsum(lengths) - lengths], lengths)
     time_N = (np.repeat(starts, lengths) + since)[:num_people]
     if num_bot:
-        user_N = np.append(user_N, num_users)
-        user_N = np.concatenate([user_N[:-1], np.full(num_bot, num_users)])
+        user_N = np.concatenate([user_N, np.full(num_bot, num_users)])
         time_N = np.concatenate([time_N, np.linspace(0, NUM_DAYS * 86_400_000 - 1, num_bot).astype(np.int64)])
     order = random.permutation(len(user_N))
-    user_names = np.array([f"user-{number:08d}" for number in range(num_users + 1)], dtype="S13")
+    user_names = np.array([_user_name(number) for number in range(num_users + 1)], dtype="S13")
     item_names = np.array([f"item-{number:06d}" for number in range(shape.num_items)], dtype="S11")
     types = pa.array(["view", "cart", "purchase"])
     for first in range(0, len(order), _ROWS_PER_BATCH):
@@ -71,6 +70,19 @@ def event_log(shape: LogShape) -> Iterator[pa.Table]:
                 "session_key": pa.nulls(num, pa.string()),
             }
         )
+
+
+def bot_of(shape: LogShape) -> str:
+    """The bot's user id; no one's where the log has no bot."""
+    return _user_name(_num_users(shape))
+
+
+def _num_users(shape: LogShape) -> int:
+    return max(1, int(shape.num_events * (1 - shape.bot_share) / shape.events_per_user))
+
+
+def _user_name(number: int) -> str:
+    return f"user-{number:08d}"
 
 
 def _hex(random: np.random.Generator, num: int) -> np.ndarray:
