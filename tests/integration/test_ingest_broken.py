@@ -94,7 +94,7 @@ def test_every_line_of_broken_json_files_is_accounted_for(spark: SparkSession, l
         "zeit.jsonl": Counter(time_out_of_range=1, future_time=1, bad_time=1),
         "odd": Counter(unparsable=4),
     }
-    assert account.rows_out == {"events": 9, "duplicates": 2, "rejected": 13}
+    assert account.rows_out == {"events": 9, "duplicates": 2, "rejected": 14}
     (long,) = warehouse.read(EVENTS_REJECTED).where("reason = 'too_long'").collect()
     assert len(long["raw"]) == 1_000
     assert long["detail"].startswith(f"{len(files['long.jsonl'][0]):,} characters")
@@ -103,7 +103,7 @@ def test_every_line_of_broken_json_files_is_accounted_for(spark: SparkSession, l
     assert measured["all files", "unparsable"] == 8
     assert measured["zeit.jsonl", "future_time"] == 1
     per_file = sum(value for (subject, _), value in measured.items() if subject != "all files")
-    assert per_file == sum(value for (subject, _), value in measured.items() if subject == "all files") == 13
+    assert per_file == sum(value for (subject, _), value in measured.items() if subject == "all files") == 14
 
 
 def test_every_line_of_broken_csv_files_is_accounted_for(spark: SparkSession, loaded: Loaded, logs: Path) -> None:

@@ -63,7 +63,7 @@ def write_logs(logs: Path) -> int:
         right = {"user": user, "item": "i", "time": "2025-01-01T00:00:00Z", "visit": "1", "agent": f"app for {user}/2"}
         lines += [right, right, {**right, "item": f"wall/{user}"}]
         num_events += 2
-        lines += [{**right, "item": None}, {**right, "time": user}, {**right, "item": "filtered"}]
+        lines += [{**right, "item": ""}, {**right, "time": user}, {**right, "item": "filtered"}]
         lines.append({**right, "agent": user * 1_000})
         lines.append({**right, "time": "1970-01-01"})
     texts = [json.dumps(line, ensure_ascii=place % 2 == 0) for place, line in enumerate(lines)]
