@@ -157,14 +157,28 @@ class IngestConfig:
     """csv, jsonl, parquet or access_log (combined log format); text may be gzip-compressed."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     time_format: str = "iso8601"
-    """iso8601, epoch_s, epoch_ms, epoch_us, or a Spark datetime pattern such as `yyyy-MM-dd HH:mm:ss`."""
+    """iso8601, epoch_s, epoch_ms, epoch_us, epoch_auto, or a Spark datetime pattern such as `yyyy-MM-dd HH:mm:ss`.
+
+    epoch_auto tells the unit of each number by its magnitude: below 10^11 seconds (to the year 5138), below 10^14 milliseconds (from March
+    1973), below 10^17 microseconds, from there on nanoseconds. For logs whose writers do not agree."""
     time_zone: str = "UTC"
-    """Zone of times that do not carry one."""
+    """Zone of times that do not carry one. A local time that a clock shows twice is the first, still in summer time; one that it skips is
+    taken as if the clock had not been put forward yet."""
     filters: list[str] = field(default_factory=list)
     """SQL expressions over the columns; a record for which one is not true goes to events_rejected as `filtered`."""
     normalise_item: NormaliseItemConfig = field(default_factory=NormaliseItemConfig)
     missing: MissingConfig = field(default_factory=MissingConfig)
     csv_delimiter: str = ","
+    csv_multiline: bool = False
+    """Let a quoted CSV field go on over line ends. Off, since a file is then one task's work, and one quote that is never closed swallows all
+    records after it; without it such a quote costs its own line."""
+    max_record_chars: int = 1_000_000
+    """A record of more characters is rejected as too_long, with its beginning kept: it is no event, and many such would fill the memory."""
+    pseudonymise: bool = False
+    """Put a keyed hash in the place of each user id: no table, file name or log line then holds the id. The key comes from the environment
+    variable LLM_SPARK_PSEUDONYM_KEY or from `pseudonym_key_file`; who loses it cannot add to the warehouse any more."""
+    pseudonym_key_file: str | None = None
+    """A file that holds the key, 32 bytes at least, and that none but its owner may read."""
     earliest_time: str = "1990-01-01"
     """Events before this UTC date are rejected as time_out_of_range: an epoch of 0 is a fault, not a date."""
     max_rejected_fraction: float = 1.0
@@ -176,6 +190,7 @@ class IngestConfig:
         _require(
             0 <= self.max_rejected_fraction <= 1, "ingest.max_rejected_fraction", self.max_rejected_fraction, "0 to 1"
         )
+        _require(self.max_record_chars > 0, "ingest.max_record_chars", self.max_record_chars, "give a number above 0")
         _require(len(self.csv_delimiter) == 1, "ingest.csv_delimiter", self.csv_delimiter, "give one character")
         try:
             datetime.fromisoformat(str(self.earliest_time))

@@ -19,6 +19,8 @@ SPLITS = ("train", "validation", "test")
 
 REJECTION_REASONS = (
     "unparsable",
+    "too_long",
+    "repeated_header",
     "missing_user",
     "missing_item",
     "missing_time",
@@ -82,7 +84,12 @@ EVENTS_REJECTED = Table(
     _columns(
         ("record_id", TEXT, "hash of the file, the raw record and its occurrence in that file"),
         ("source_file", TEXT, "the raw file"),
-        ("raw", TEXT, "the record as it stood in the file; its fields as JSON where the file's format had parsed it"),
+        (
+            "raw",
+            TEXT,
+            "the record as it stood in the file, its fields as JSON where the file's format had parsed it, its beginning where it is "
+            "too long; under ingest.pseudonymise its length and keyed hash",
+        ),
         ("reason", TEXT, "one of " + ", ".join(REJECTION_REASONS)),
         ("detail", TEXT, "the offending value, or the filter that was not met"),
         ("ingested_at", TIME, "when the run that read it began"),

@@ -143,6 +143,33 @@ class Warehouse:
         writer = _conform(rows, table).write.format("delta").mode("append")
         writer.option("txnAppId", write_id).option("txnVersion", 1).save(self.path(table))
 
+    def create(self, table: Table, properties: Mapping[str, str] | None = None) -> None:
+        """Create the table, empty and with these properties, unless it is there."""
+        self._create(table, properties)
+
+    def table_property(self, table: Table, name: str) -> str | None:
+        """What was noted under this name when the table was created; None where nothing was."""
+        found = self._snapshot(table).metadata().configuration().get(name)
+        return str(found.get()) if found.isDefined() else None
+
+    def num_rows(self, table: Table) -> int:
+        """Rows of the newest version, as Delta's log counts them."""
+        return self.read(table).count()
+
+    def last_turn(self, table: Table, writer: str) -> int:
+        """The newest turn under which `writer` appended; 0 before the first and for a missing table."""
+        if not self.exists(table):
+            return 0
+        found = self._snapshot(table).transactions().get(writer)
+        return int(found.get()) if found.isDefined() else 0
+
+    def append_in_turn(self, table: Table, rows: DataFrame, writer: str, turn: int) -> None:
+        """Append as the writer's `turn`-th commit. Delta leaves it out where that turn is taken, and refuses it where another run commits
+        a turn of this writer at the same time: what was found new to the table before may not be any more."""
+        self._create(table)
+        appender = _conform(rows, table).write.format("delta").mode("append")
+        appender.option("txnAppId", writer).option("txnVersion", turn).save(self.path(table))
+
     def register(self) -> list[str]:
         """Make each table that exists a temporary view of its name, and `predictions_current`; returns the names."""
         names = []
@@ -179,13 +206,13 @@ class Warehouse:
         try:
             yield
         finally:
-            for name, value in before.items():
-                if value is None:
+            for name, former in before.items():
+                if former is None:
                     self.spark.conf.unset(name)
                 else:
-                    self.spark.conf.set(name, value)
+                    self.spark.conf.set(name, former)
 
-    def _create(self, table: Table) -> bool:
+    def _create(self, table: Table, properties: Mapping[str, str] | None = None) -> bool:
         """Create the table with its comments unless it is there; True if it was created."""
         if self.exists(table):
             return False
@@ -193,6 +220,8 @@ class Warehouse:
         builder = builder.comment(table.comment)
         if table.partition_by:
             builder = builder.partitionedBy(*table.partition_by)
+        for name, value in (properties or {}).items():
+            builder = builder.property(name, value)
         try:
             builder.execute()
         except Exception as error:

@@ -30,28 +30,17 @@ def filled(field: Column, rule: str) -> Column:
     return field if rule in MISSING_RULES else F.coalesce(field, F.lit(rule.strip()))
 
 
-def missing_reason(config: IngestConfig) -> Column:
-    """Why a record with the columns of schemas.EVENTS lacks something optional that it must have: null, missing_type, _value or _attribute."""
-    missing = config.missing
+def missing_verdicts(config: IngestConfig) -> list[tuple[str, Column, Column]]:
+    """Why a mapped record lacks something optional that it must have: reason, condition, detail. Besides the event's fields it has `_raw_value`."""
+    missing, nothing = config.missing, F.lit(None).cast("string")
     demanded = [
-        (rule, F.col(name).isNull(), f"missing_{reason}")
-        for name, reason, rule in (
-            ("event_type", "type", missing.type),
-            ("value", "value", missing.value),
-        )
+        (missing.type, "missing_type", F.col("event_type"), nothing),
+        (missing.value, "missing_value", F.col("value"), F.substring("_raw_value", 1, 200)),
     ]
     demanded += [
-        (rule, F.col("attributes")[name].isNull(), "missing_attribute") for name, rule in missing.attributes.items()
+        (rule, "missing_attribute", F.col("attributes")[name], F.lit(name)) for name, rule in missing.attributes.items()
     ]
-    reasons = [F.when(is_missing, F.lit(reason)) for rule, is_missing, reason in demanded if rule in ("reject", "drop")]
-    return F.coalesce(*reasons, F.lit(None).cast("string"))
-
-
-def missing_attribute(config: IngestConfig) -> Column:
-    """Name of the first attribute that is missing and must not be; null where none."""
-    demanded = [name for name, rule in config.missing.attributes.items() if rule in ("reject", "drop")]
-    names = [F.when(F.col("attributes")[name].isNull(), F.lit(name)) for name in demanded]
-    return F.coalesce(*names, F.lit(None).cast("string"))
+    return [(reason, field.isNull(), detail) for rule, reason, field, detail in demanded if rule in ("reject", "drop")]
 
 
 def reasons_that_are_no_fault(missing: MissingConfig) -> frozenset[str]:
