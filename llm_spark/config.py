@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -64,6 +65,88 @@ class ColumnsConfig:
     """Further fields to keep, name: column or expression."""
 
 
+MISSING_RULES = ("keep", "reject", "drop", "forward", "interpolate")
+
+
+@dataclass(frozen=True)
+class MissingConfig:
+    """What to do where a field is missing (empty, or blank, or for `value` no finite number): a rule's name, or else the constant to fill in.
+
+    reject: the record goes to events_rejected as `missing_<column>`, a fault that ingest.max_rejected_fraction counts. drop: likewise, but no
+    fault. keep: it stays missing. A constant that is spelt like a rule is written into the column's expression: `coalesce(action, 'drop')`.
+    """
+
+    user: str = "reject"
+    """reject, drop, or a constant: all records without a user are then one user's."""
+    item: str = "reject"
+    """reject, drop, or a constant."""
+    time: str = "reject"
+    """reject or drop. A time that cannot be read is a fault under either."""
+    type: str = "event"
+    """reject, drop, or a constant."""
+    value: str = "keep"
+    """keep, reject, drop, a constant number, forward or interpolate. The last three leave `events` and `sessions` as logged and fill in
+    `sequences.values` and what is scored. forward: the user's last known value in the order of the history. interpolate: within one session the
+    line in time between two known values, where no position to predict in validation or test stands between; elsewhere as forward. Nothing is
+    ever filled backwards: before a user's first known value it stays missing."""
+    attributes: dict[str, str] = field(default_factory=dict)
+    """Attribute: keep (as where not named), reject, drop, or a constant."""
+
+    def __post_init__(self) -> None:
+        _missing_rule("user", self.user, ("reject", "drop"), "a constant")
+        _missing_rule("item", self.item, ("reject", "drop"), "a constant")
+        _missing_rule("time", self.time, ("reject", "drop"))
+        _missing_rule("type", self.type, ("reject", "drop"), "a constant")
+        _missing_rule("value", self.value, MISSING_RULES, "a constant number")
+        for name, rule in self.attributes.items():
+            _missing_rule(f"attributes.{name}", rule, ("keep", "reject", "drop"), "a constant")
+        # The reason says missing_attribute for all of them, and a reason is a fault or it is not.
+        both = {"reject", "drop"} <= set(self.attributes.values())
+        _require(not both, "ingest.missing.attributes", self.attributes, "reject some or drop some, not both")
+
+
+def _missing_rule(column: str, rule: str, rules: tuple[str, ...], constant: str = "") -> None:
+    if rule in rules:
+        return
+    key, choices = f"ingest.missing.{column}", [*rules, constant] if constant else [*rules]
+    remedy = f"give {', '.join(choices[:-1])} or {choices[-1]}"
+    # What is nearly a rule's name would otherwise be filled in as a constant, in every record.
+    near = difflib.get_close_matches(rule.strip().lower(), MISSING_RULES, n=1, cutoff=0.8)
+    if near and near[0] != rule:
+        remedy = f"'{near[0]}' is not spelt so; {remedy}"
+    is_constant = bool(constant and rule.strip() and not near)
+    if constant == "a constant number":
+        is_constant = _is_finite_number(rule)
+    _require(is_constant, key, rule, remedy)
+
+
+def _is_finite_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class NormaliseItemConfig:
+    """Make item ids of one thing equal, after `ingest.columns.item` and before the test for a missing item; in the order of these fields.
+
+    Plain spaces around an id are trimmed always, before and after.
+    """
+
+    strip: bool = False
+    """Remove white space of every kind (tabs, line ends, no-break spaces, byte order marks) around it."""
+    replace: list[list[str]] = field(default_factory=list)
+    """Pairs of a regular expression (Java's) and its replacement ($1 for a group), each applied everywhere in the id, in this order."""
+    case_fold: bool = False
+    """Make ids that differ only in case equal: written in lower case."""
+
+    def __post_init__(self) -> None:
+        for pair in self.replace:
+            ok = len(pair) == 2 and pair[0] != ""
+            _require(ok, "ingest.normalise_item.replace", pair, "give pairs: [regular expression, replacement]")
+
+
 @dataclass(frozen=True)
 class IngestConfig:
     """From raw files to the tables `events` and `events_rejected`."""
@@ -74,16 +157,32 @@ class IngestConfig:
     """csv, jsonl, parquet or access_log (combined log format); text may be gzip-compressed."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     time_format: str = "iso8601"
-    """iso8601, epoch_s, epoch_ms, epoch_us, or a Spark datetime pattern such as `yyyy-MM-dd HH:mm:ss`."""
+    """iso8601, epoch_s, epoch_ms, epoch_us, epoch_auto, or a Spark datetime pattern such as `yyyy-MM-dd HH:mm:ss`.
+
+    epoch_auto tells the unit of each number by its magnitude: below 10^11 seconds (to the year 5138), below 10^14 milliseconds (from March
+    1973), below 10^17 microseconds, from there on nanoseconds. For logs whose writers do not agree."""
     time_zone: str = "UTC"
-    """Zone of times that do not carry one."""
+    """Zone of times that do not carry one. A local time that a clock shows twice is the first, still in summer time; one that it skips is
+    taken as if the clock had not been put forward yet."""
     filters: list[str] = field(default_factory=list)
     """SQL expressions over the columns; a record for which one is not true goes to events_rejected as `filtered`."""
+    normalise_item: NormaliseItemConfig = field(default_factory=NormaliseItemConfig)
+    missing: MissingConfig = field(default_factory=MissingConfig)
     csv_delimiter: str = ","
+    csv_multiline: bool = False
+    """Let a quoted CSV field go on over line ends. Off, since a file is then one task's work, and one quote that is never closed swallows all
+    records after it; without it such a quote costs its own line."""
+    max_record_chars: int = 1_000_000
+    """A record of more characters is rejected as too_long, with its beginning kept: it is no event, and many such would fill the memory."""
+    pseudonymise: bool = False
+    """Put a keyed hash in the place of each user id: no table, file name or log line then holds the id. The key comes from the environment
+    variable LLM_SPARK_PSEUDONYM_KEY or from `pseudonym_key_file`; who loses it cannot add to the warehouse any more."""
+    pseudonym_key_file: str | None = None
+    """A file that holds the key, 32 bytes at least, and that none but its owner may read."""
     earliest_time: str = "1990-01-01"
     """Events before this UTC date are rejected as time_out_of_range: an epoch of 0 is a fault, not a date."""
     max_rejected_fraction: float = 1.0
-    """Above this share of records rejected for any reason but `filtered`, ingest writes no event and exits 3."""
+    """Above this share of records rejected for any reason but `filtered` and what ingest.missing drops, ingest writes no event and exits 3."""
 
     def __post_init__(self) -> None:
         if self.format != MISSING:
@@ -91,11 +190,44 @@ class IngestConfig:
         _require(
             0 <= self.max_rejected_fraction <= 1, "ingest.max_rejected_fraction", self.max_rejected_fraction, "0 to 1"
         )
+        _require(self.max_record_chars > 0, "ingest.max_record_chars", self.max_record_chars, "give a number above 0")
         _require(len(self.csv_delimiter) == 1, "ingest.csv_delimiter", self.csv_delimiter, "give one character")
         try:
             datetime.fromisoformat(str(self.earliest_time))
         except ValueError:
             _require(False, "ingest.earliest_time", self.earliest_time, "write a UTC date such as 1990-01-01")
+        for name, rule, column in (
+            ("type", self.missing.type in ("reject", "drop"), self.columns.type),
+            ("value", self.missing.value != "keep", self.columns.value),
+        ):
+            remedy = f"it is missing in every record, for ingest.columns.{name} is not given: give it, or take this out"
+            _require(not rule or column is not None, f"ingest.missing.{name}", getattr(self.missing, name), remedy)
+        for name, text in self.missing.attributes.items():
+            known = ", ".join(self.columns.attributes) or "none"
+            remedy = f"it is none of ingest.columns.attributes ({known})"
+            _require(name in self.columns.attributes, f"ingest.missing.attributes.{name}", text, remedy)
+
+
+@dataclass(frozen=True)
+class BotsConfig:
+    """What no human does. A session beyond a limit goes, whole and as it was, to sessions_set_aside; 0 is no limit."""
+
+    max_events_per_minute: float = 0.0
+    """Mean over a session; one shorter than a minute counts as a minute, so that a few quick clicks are no bot."""
+    max_events: int = 0
+    """In one session. A session that sessionize.max_events cuts is judged piece by piece: the last one may be short enough to stay."""
+    max_events_per_day: int = 0
+    """Of one user on one UTC day; all sessions of that user that touch the day are set aside. Under it every run rebuilds all sessions, for a
+    new event may condemn sessions that it does not touch."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_events_per_minute", "max_events", "max_events_per_day"):
+            ok = 0 <= getattr(self, name) < math.inf
+            _require(ok, f"sessionize.bots.{name}", getattr(self, name), "give a number above 0, or 0 for no limit")
+
+    @property
+    def any_limit(self) -> bool:
+        return bool(self.max_events_per_minute or self.max_events or self.max_events_per_day)
 
 
 @dataclass(frozen=True)
@@ -108,12 +240,47 @@ class SessionizeConfig:
     """A session longer than this from its first event is cut there."""
     max_events: int = 1_000
     """A session with more events than this is cut there."""
+    day_cut: str | None = None
+    """A zone such as Europe/London at whose midnight a session ends. Not given: a session may span midnight, as a visitor does."""
     num_buckets: int = 8
-    """Partitions of the sessions table, by a hash of the user."""
+    """Partitions of each month of the sessions table, by a hash of the user; also the tasks that build it: at least one a core."""
+    bots: BotsConfig = field(default_factory=BotsConfig)
+    collapse_repeats: bool = False
+    """Of events with the same item and type directly after one another in a session keep the first; `sessions.num_collapsed` counts the others."""
 
     def __post_init__(self) -> None:
         for name in ("gap_seconds", "max_length_seconds", "max_events", "num_buckets"):
             _require(getattr(self, name) > 0, f"sessionize.{name}", getattr(self, name), "give a number above 0")
+        remedy = f"sessions are cut at sessionize.max_events ({self.max_events}) before: give less than that"
+        can_be = self.bots.max_events < self.max_events
+        _require(can_be, "sessionize.bots.max_events", self.bots.max_events, remedy)
+
+
+@dataclass(frozen=True)
+class ClipValuesConfig:
+    """Outliers of `value` are set to the bounds of what is usual for their event type, fitted on the training window alone.
+
+    The fitted bounds stand in data_quality, in the sequences' origin and in the model, which scores under the bounds that it was trained with.
+    """
+
+    method: str = "none"
+    """none, mad (median +- num_mads times the median absolute deviation) or quantile (low_quantile to high_quantile)."""
+    num_mads: float = 10.0
+    """For a bell curve 1 is 0.67 standard deviations. Where more than half of a type's values are equal the deviation is 0: then 0.845 times the
+    mean absolute deviation stands in for it, which is the same for a bell curve (Iglewicz and Hoaglin 1993)."""
+    low_quantile: float = 0.001
+    high_quantile: float = 0.999
+    min_values: int = 30
+    """Event types with fewer values than this in the training window are not clipped."""
+
+    def __post_init__(self) -> None:
+        _one_of("sequences.clip_values.method", self.method, ("none", "mad", "quantile"))
+        finite = 0 < self.num_mads < math.inf
+        _require(finite, "sequences.clip_values.num_mads", self.num_mads, "give a number above 0")
+        ordered = 0 <= self.low_quantile < self.high_quantile <= 1
+        remedy = "give a share from 0, below sequences.clip_values.high_quantile, which is 1 at most"
+        _require(ordered, "sequences.clip_values.low_quantile", self.low_quantile, remedy)
+        _require(self.min_values > 0, "sequences.clip_values.min_values", self.min_values, "give a number above 0")
 
 
 SPLIT_KINDS = ("time", "leave_last_session_out", "leave_last_event_out")
@@ -142,6 +309,7 @@ class SequencesConfig:
     """UTC time before which (from train_until on) events are validation data; later ones are test data."""
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
+    clip_values: ClipValuesConfig = field(default_factory=ClipValuesConfig)
 
     def __post_init__(self) -> None:
         _one_of("sequences.split", self.split, SPLIT_KINDS)

@@ -19,15 +19,22 @@ SPLITS = ("train", "validation", "test")
 
 REJECTION_REASONS = (
     "unparsable",
+    "too_long",
+    "repeated_header",
     "missing_user",
     "missing_item",
     "missing_time",
+    "missing_type",
+    "missing_value",
+    "missing_attribute",
     "bad_time",
     "time_out_of_range",
     "future_time",
     "filtered",
     "unreadable_file",
 )
+
+SET_ASIDE_REASONS = ("too_fast", "too_many_events", "too_many_events_a_day")
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,12 @@ EVENTS_REJECTED = Table(
     _columns(
         ("record_id", TEXT, "hash of the file, the raw record and its occurrence in that file"),
         ("source_file", TEXT, "the raw file"),
-        ("raw", TEXT, "the record as it stood in the file; its fields as JSON where the file's format had parsed it"),
+        (
+            "raw",
+            TEXT,
+            "the record as it stood in the file, its fields as JSON where the file's format had parsed it, its beginning where it is "
+            "too long; under ingest.pseudonymise its length and keyed hash",
+        ),
         ("reason", TEXT, "one of " + ", ".join(REJECTION_REASONS)),
         ("detail", TEXT, "the offending value, or the filter that was not met"),
         ("ingested_at", TIME, "when the run that read it began"),
@@ -113,16 +125,34 @@ SESSIONS = Table(
     _columns(
         ("session_id", TEXT, "hash of the user and of the session key or the session's first event"),
         _USER_ID,
+        ("session_key", TEXT, "session id given by the log; null where there is none"),
         ("user_bucket", t.IntegerType(), "hash of the user modulo the number of buckets"),
+        ("started_month", t.DateType(), "first day of the UTC month of started_at"),
         ("started_at", TIME, "time of its first event"),
-        ("ended_at", TIME, "time of its last event"),
+        ("ended_at", TIME, "time of its last event, collapsed or not"),
         ("num_events", t.IntegerType(), "events in it"),
+        ("num_collapsed", t.IntegerType(), "further events that repeated the one before them and were collapsed"),
         ("item_ids", TEXTS, "items in time order; ties by event_id"),
         ("event_types", TEXTS, "their event types"),
         ("event_times", t.ArrayType(TIME), "their times"),
         ("event_values", t.ArrayType(t.DoubleType()), "their values; null where there is none"),
     ),
-    ("user_bucket",),
+    # A night touches the newest month alone, and late events of few users few buckets.
+    ("started_month", "user_bucket"),
+)
+
+SESSIONS_SET_ASIDE = Table(
+    "sessions_set_aside",
+    "One session of what is no human, kept out of sessions",
+    "sessionize",
+    t.StructType(
+        SESSIONS.schema.fields
+        + _columns(
+            ("reason", TEXT, "one of " + ", ".join(SET_ASIDE_REASONS)),
+            ("detail", TEXT, "the measured value and the limit"),
+        ).fields
+    ),
+    SESSIONS.partition_by,
 )
 
 VOCABULARY = Table(
@@ -275,6 +305,7 @@ TABLES = {
         EVENTS_REJECTED,
         INGESTED_FILES,
         SESSIONS,
+        SESSIONS_SET_ASIDE,
         VOCABULARY,
         EVENT_TYPES,
         SEQUENCES,

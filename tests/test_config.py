@@ -36,6 +36,10 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
         ("train.seeds=1", "train.seed"),
         ("cell=lstm", "model.cell"),
         ("ingest.colums.user=a", "ingest.columns.user"),
+        ("ingest.missing.uesr=drop", "ingest.missing.user"),
+        ("ingest.normalize_item.strip=true", "ingest.normalise_item.strip"),
+        ("sessionize.bots.max_event=9", "sessionize.bots.max_events"),
+        ("sequences.clip_value.method=mad", "sequences.clip_values.method"),
     ],
 )
 def test_an_unknown_key_is_refused_naming_the_nearest_valid_one(override: str, nearest: str) -> None:
@@ -75,6 +79,22 @@ def test_settings_that_a_stage_does_not_need_may_be_missing() -> None:
         "warehouse=${nothing}",
         "ingest.earliest_time=soon",
         "ingest.csv_delimiter=||",
+        "ingest.missing.user=keep",
+        "ingest.missing.user=",
+        "ingest.missing.item=rejct",
+        "ingest.missing.item=Drop",
+        "ingest.missing.time=now",
+        "ingest.missing.type=forward",
+        "ingest.missing.type=reject",
+        "ingest.missing.value=forward",
+        "ingest.missing.attributes.agent=drop",
+        "ingest.normalise_item.replace=[[a]]",
+        "ingest.normalise_item.replace=[['', b]]",
+        "sessionize.bots.max_events_per_minute=-1",
+        "sessionize.bots.max_events=1000",
+        "sequences.clip_values.method=mean",
+        "sequences.clip_values.num_mads=0",
+        "sequences.clip_values.low_quantile=0.9999",
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(override: str) -> None:
@@ -84,6 +104,23 @@ def test_a_wrong_value_is_refused_in_one_line(override: str) -> None:
 def test_times_are_refused_for_a_split_that_is_not_by_time() -> None:
     times = ["sequences.train_until=2025-01-01", "sequences.validation_until=2025-01-02"]
     assert "sequences.split is 'leave_last_event_out'" in message("sequences.split=leave_last_event_out", *times)
+
+
+def test_a_value_that_is_filled_by_no_number_is_refused() -> None:
+    for text in ("many", "nan", "inf"):
+        assert "ingest.missing.value" in message("ingest.columns.value=price", f"ingest.missing.value={text}")
+
+
+def test_missing_fields_are_filled_by_what_is_no_rules_name() -> None:
+    given = ["ingest.missing.type=view", "ingest.columns.value=price", "ingest.missing.value=0"]
+    missing = config.load(None, given).ingest.missing
+    assert (missing.type, missing.value, missing.user) == ("view", "0", "reject")
+
+
+def test_attributes_are_all_rejected_or_all_dropped_for_their_reason_is_one() -> None:
+    named = ["ingest.columns.attributes={a: a, b: b}"]
+    assert "not both" in message(*named, "ingest.missing.attributes={a: drop, b: reject}")
+    assert config.load(None, [*named, "ingest.missing.attributes={a: drop, b: none}"]).ingest.missing.attributes
 
 
 def test_a_file_that_is_missing_or_no_yaml_is_refused(tmp_path: Path) -> None:

@@ -1,69 +1,62 @@
-"""ingest: raw files -> events, events_rejected, ingested_files."""
+"""ingest: raw files -> events, events_rejected, ingested_files.
+
+Exactly once rests on a ledger, `ingested_files`, and not on a streaming checkpoint: a checkpoint knows a file by its path alone, so that a
+file that grew or was mended is never read again, and one that is lost reads everything a second time into an append. Here a file is known
+by path, size and time; an event by a hash of what it says, so that a record offered again is a duplicate wherever it stands; and the ledger
+is written last. Every point at which a run can be killed thus leaves either files that the next run reads again, to find their events
+already there, or files that are done. A file that is not the same after it was read is left to the next run.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-
-from pyspark import StorageLevel
-from pyspark.errors import AnalysisException, ParseException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
-from llm_spark.config import Config, IngestConfig
-from llm_spark.errors import DataError, UsageError, UserError
+from llm_spark.config import Config
+from llm_spark.errors import UserError
 from llm_spark.logs import log, progress
+from llm_spark.pipelines import ingest_mapping, pseudonym_key
 from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.ingest_batch import Batch, read_batch
+from llm_spark.pipelines.ingest_report import account_for, gate
+from llm_spark.pipelines.item_rules import check_replacements
 from llm_spark.schemas import EVENTS, EVENTS_REJECTED, INGESTED_FILES
 from llm_spark.tables import raw
-from llm_spark.tables.raw import RawFile, UnreadableFileError
+from llm_spark.tables.raw import RawFile
 from llm_spark.tables.warehouse import Warehouse
-from llm_spark.transforms import events, records
 from llm_spark.transforms.identity import stable_id
 
-_MAX_UNREADABLE_FILES = 20
-_NUM_LINES_SAMPLED = 1_000
+_WRITER = "llm_spark.ingest"
 
 
 def ingest(warehouse: Warehouse, config: Config, account: Account) -> None:
     """Read the files not yet ingested; each record becomes an event, a rejected record with a reason, or is counted as a duplicate.
 
-    Safe to repeat and to kill: the ledger of files is written last, and events and rejected records are inserted by their ids.
+    Safe to repeat and to kill. UsageError before anything is read for a wrong key or time format; DataError (exit 3) before any event is
+    written where too many records are at fault.
     """
-    spark = warehouse.spark
-    _check_time_format(spark, config.ingest)
-    files = _not_yet_ingested(warehouse, raw.list_files(spark, config.ingest.paths))
+    pseudonyms = pseudonym_key.load(config.ingest)
+    pseudonym_key.check_warehouse(warehouse, pseudonyms)
+    ingest_mapping.check_time_format(warehouse.spark, config.ingest)
+    check_replacements(warehouse.spark, config.ingest.normalise_item)
+    hidden = ingest_mapping.hidden_users(warehouse.spark, config.ingest, pseudonyms)
+    files = _not_yet_ingested(warehouse, raw.list_files(warehouse.spark, config.ingest.paths))
     if not files:
         account.nothing_to_do = "every file is ingested already"
         return
+    turn = warehouse.last_turn(EVENTS, _WRITER)
     with progress(f"ingest: reading {len(files)} files"):
-        batch = _judge(spark, files, config.ingest, account)
+        batch = read_batch(warehouse, files, config.ingest, account.started_at, hidden)
+    properties = pseudonym_key.properties(pseudonyms)
     with progress("ingest: writing"):
-        _write_rejected(warehouse, batch, account)
-        _gate(batch, config.ingest)
-        _write_events(warehouse, batch, account)
-        counts = _count(warehouse, batch)
-        _write_ledger(warehouse, batch, counts, account)
-    batch.judged.unpersist()
+        account_for(batch, config.ingest, account)
+        _write_rejected(warehouse, batch, account, properties)
+        gate(batch, config.ingest, pseudonyms is not None)
+        _write_events(warehouse, batch, account, turn, properties)
+        _write_ledger(warehouse, batch, account)
+    batch.release()
     account.wrote(warehouse, EVENTS, EVENTS_REJECTED, INGESTED_FILES)
-    if batch.unreadable:
-        first = batch.unreadable[0]
-        account.refusal = (
-            f"{len(batch.unreadable)} of {len(files)} files cannot be read, the first '{first.uri}' ({first.detail}): "
-            f"repair or remove it and run ingest again; all other files are ingested"
-        )
-
-
-@dataclass
-class _Batch:
-    files: list[RawFile]
-    judged: DataFrame
-    num_records: dict[str, int]
-    """Records by file."""
-    rejected: dict[str, int]
-    """Records by reason."""
-    unreadable: list[UnreadableFileError] = field(default_factory=list)
+    _refuse_unreadable(batch, account)
 
 
 def _not_yet_ingested(warehouse: Warehouse, files: list[RawFile]) -> list[RawFile]:
@@ -72,160 +65,22 @@ def _not_yet_ingested(warehouse: Warehouse, files: list[RawFile]) -> list[RawFil
     return [file for file in files if (file.uri, file.num_bytes, file.modified_at) not in known]
 
 
-def _judge(spark: SparkSession, files: list[RawFile], config: IngestConfig, account: Account) -> _Batch:
-    """Read and judge all records once; files that turn out unreadable are set aside and the rest is read again."""
-    unreadable: list[UnreadableFileError] = []
-    readable = list(files)
-    while readable:
-        try:
-            judged = _judged(spark, readable, config, account).persist(StorageLevel.MEMORY_AND_DISK)
-            rows = judged.groupBy("source_file", "reason").count().collect()
-            break
-        except Exception as error:
-            broken = error if isinstance(error, UnreadableFileError) else raw.unreadable_file(error)
-            if broken is None:
-                raise
-            log.warning("ingest: %s; it is set aside", broken)
-            unreadable.append(broken)
-            remaining = [file for file in readable if file.uri != broken.uri]
-            if len(remaining) == len(readable) or len(unreadable) > _MAX_UNREADABLE_FILES:
-                raise UserError(f"{broken}: too many files are unreadable to go on") from error
-            readable = remaining
-    else:
-        raise DataError(f"none of the {len(files)} files can be read, the first {unreadable[0]}: repair or remove them")
-    num_records = {file.uri: 0 for file in readable}
-    rejected: dict[str, int] = {}
-    for row in rows:
-        num_records[row["source_file"]] += row["count"]
-        if row["reason"] is not None:
-            rejected[row["reason"]] = rejected.get(row["reason"], 0) + row["count"]
-    return _Batch(readable, judged, num_records, rejected, unreadable)
-
-
-def _judged(spark: SparkSession, files: Sequence[RawFile], config: IngestConfig, account: Account) -> DataFrame:
-    found = _records(spark, files, config)
-    known = [name for name in found.columns if not name.startswith("_")]
-    for name, expression in events.mapped_expressions(config.columns).items():
-        if expression not in known:
-            _check_expression(found, f"ingest.columns.{name}", expression)
-    for rule in config.filters:
-        _check_expression(found, "ingest.filters", rule)
-    return events.judge(found, config, account.started_at)
-
-
-def _records(spark: SparkSession, files: Sequence[RawFile], config: IngestConfig) -> DataFrame:
-    if config.format == "csv":
-        return raw.read_csv(spark, files, config.csv_delimiter)
-    if config.format == "parquet":
-        return raw.read_parquet(spark, files)
-    lines = raw.read_text(spark, files)
-    if config.format == "access_log":
-        return records.parse_access_log(lines)
-    return _json_records(spark, lines, config)
-
-
-def _json_records(spark: SparkSession, lines: DataFrame, config: IngestConfig) -> DataFrame:
-    keys = F.explode(F.json_object_keys("_raw"))
-    found = sorted(row[0] for row in lines.limit(_NUM_LINES_SAMPLED).select(keys.alias("key")).distinct().collect())
-    mapped = events.mapped_expressions(config.columns)
-    paths: dict[tuple[str, ...], None] = {}
-    for name, expression in {**mapped, **{f"filter {rule}": rule for rule in config.filters}}.items():
-        wanted = [(expression,)] if expression in found else _referenced(spark, f"ingest.columns.{name}", expression)
-        for path in wanted:
-            absent = bool(found) and path[0] not in found
-            if absent and name in ("user", "item", "time"):
-                raise UsageError(
-                    f"ingest.columns.{name}: '{path[0]}' is not among the fields found: {', '.join(found)}"
-                )
-            if absent:
-                log.warning("ingest: '%s' (%s) is in none of the first %d records", path[0], name, _NUM_LINES_SAMPLED)
-            paths[path] = None
-    return records.parse_json_lines(lines, paths)
-
-
-def _referenced(spark: SparkSession, key: str, expression: str) -> list[tuple[str, ...]]:
-    try:
-        return raw.referenced_columns(spark, expression)
-    except UserError as error:
-        raise UsageError(f"{key}: {error}") from error
-
-
-def _check_expression(found: DataFrame, key: str, expression: str) -> None:
-    known = [name for name in found.columns if not name.startswith("_")]
-    folded = {name.lower() for name in known}
-    # Spark takes an unknown `user` for the account it runs under.
-    for path in _referenced(found.sparkSession, key, expression):
-        if path[0].lower() not in folded:
-            raise UsageError(f"{key}: '{path[0]}' is not among the columns found: {', '.join(known)}")
-    try:
-        checked = found.select(F.expr(expression))
-    except (AnalysisException, ParseException) as error:
-        line = next(line for line in str(error).splitlines() if line.strip())
-        raise UsageError(f"{key}: '{expression}' is no valid Spark SQL expression: {line[:200]}") from error
-    # Spark compares text with a whole number by cutting the text's decimals off: '0.85' > 0 would be false.
-    truncated = re.search(r"cast\((\w+)#\d+L? as (?:int|bigint)\)", checked._jdf.queryExecution().analyzed().toString())
-    if truncated is not None and not re.search(r"(?i)\b(int|integer|bigint|long)\b", expression):
-        raise UsageError(
-            f"{key}: '{expression}' compares the text column {truncated[1]} with a whole number: "
-            f"write double({truncated[1]}) or int({truncated[1]})"
-        )
-
-
-def _check_time_format(spark: SparkSession, config: IngestConfig) -> None:
-    known = config.time_format in ("iso8601", "epoch_s", "epoch_ms", "epoch_us")
-    shown = F.lit("") if known else F.date_format(F.current_timestamp(), config.time_format)
-    try:
-        spark.range(1).select(shown, F.to_utc_timestamp(F.current_timestamp(), config.time_zone)).collect()
-    except Exception as error:
-        raise UsageError(
-            f"ingest.time_format '{config.time_format}' (zone '{config.time_zone}') is not understood: "
-            "give iso8601, epoch_s, epoch_ms, epoch_us, or a Spark datetime pattern such as yyyy-MM-dd HH:mm:ss"
-        ) from error
-
-
-def _gate(batch: _Batch, config: IngestConfig) -> None:
-    num_records = sum(batch.num_records.values())
-    if num_records == 0:
-        raise DataError(
-            f"the {len(batch.files)} files hold no record, '{batch.files[0].path}' the first: check the export"
-        )
-    faults = {reason: number for reason, number in batch.rejected.items() if reason != "filtered"}
-    if faults and sum(batch.rejected.values()) == num_records:
-        reason = max(faults, key=lambda name: faults[name])
-        example = batch.judged.where(F.col("reason") == reason).select("raw", "detail").first()
-        assert example is not None
-        shown = (example["detail"] or example["raw"] or "")[:120]
-        raise DataError(
-            f"none of {num_records:,} records was accepted; {batch.rejected[reason]:,} are {reason}, for example '{shown}'{_remedy(reason, config)}"
-        )
-    num_faults = sum(faults.values())
-    if num_faults / num_records > config.max_rejected_fraction:
-        raise DataError(
-            f"{num_faults:,} of {num_records:,} records are at fault, more than ingest.max_rejected_fraction {config.max_rejected_fraction}: "
-            "look at events_rejected; no event was written"
-        )
-
-
-def _remedy(reason: str, config: IngestConfig) -> str:
-    if reason == "bad_time":
-        return f": it does not match ingest.time_format '{config.time_format}'"
-    return f": is ingest.format '{config.format}' right?" if reason == "unparsable" else ": check ingest.columns"
-
-
-def _write_rejected(warehouse: Warehouse, batch: _Batch, account: Account) -> None:
-    rejected = events.rejected_records(batch.judged)
+def _write_rejected(warehouse: Warehouse, batch: Batch, account: Account, properties: dict[str, str]) -> None:
+    rejected, num_rejected = batch.rejected(), batch.totals().num_rejected + len(batch.unreadable)
     if batch.unreadable:
         rows = [(file.uri, None, "unreadable_file", file.detail) for file in batch.unreadable]
         aside = warehouse.spark.createDataFrame(rows, "source_file string, raw string, reason string, detail string")
         rejected = rejected.unionByName(aside.withColumn("record_id", stable_id(F.col("source_file"))))
+    warehouse.create(EVENTS_REJECTED, properties)
     _forget_earlier_rejections(warehouse, batch)
-    warehouse.insert_new(EVENTS_REJECTED, _stamped(rejected, account), "record_id")
+    if num_rejected:
+        before = warehouse.num_rows(EVENTS_REJECTED)
+        warehouse.append(EVENTS_REJECTED, _stamped(rejected, account), f"{_WRITER}-{account.run_id}")
+        _expect(warehouse, "rejected records", warehouse.num_rows(EVENTS_REJECTED) - before, num_rejected)
 
 
-def _forget_earlier_rejections(warehouse: Warehouse, batch: _Batch) -> None:
+def _forget_earlier_rejections(warehouse: Warehouse, batch: Batch) -> None:
     """A file that is read again, repaired or under other settings, is judged anew."""
-    if not warehouse.exists(EVENTS_REJECTED):
-        return
     read_now = {file.uri for file in batch.files} | {file.uri for file in batch.unreadable}
     earlier = warehouse.read(EVENTS_REJECTED).select("source_file").distinct().collect()
     again = sorted(read_now & {row["source_file"] for row in earlier})
@@ -233,44 +88,76 @@ def _forget_earlier_rejections(warehouse: Warehouse, batch: _Batch) -> None:
         warehouse.delete(EVENTS_REJECTED, F.col("source_file").isin(again))
 
 
-def _write_events(warehouse: Warehouse, batch: _Batch, account: Account) -> None:
-    unique = events.accepted_events(batch.judged).where(F.col("occurrence") == 1)
-    warehouse.insert_new(EVENTS, _stamped(unique, account), "event_id")
+def _write_events(warehouse: Warehouse, batch: Batch, account: Account, turn: int, properties: dict[str, str]) -> None:
+    warehouse.create(EVENTS, properties)
+    if batch.num_new_events == 0:
+        return
+    before = warehouse.num_rows(EVENTS)
+    warehouse.append_in_turn(EVENTS, _stamped(batch.new_events(), account), _WRITER, turn + 1)
+    _expect(warehouse, "events", warehouse.num_rows(EVENTS) - before, batch.num_new_events)
 
 
 def _stamped(rows: DataFrame, account: Account) -> DataFrame:
     return rows.withColumns({"ingested_at": F.lit(account.started_at), "run_id": F.lit(account.run_id)})
 
 
-def _count(warehouse: Warehouse, batch: _Batch) -> DataFrame:
-    """Where each record ended up, by file, as read back from the tables: source_file, num_accepted, num_rejected, num_duplicates."""
-    stored = warehouse.read(EVENTS).select("event_id", "event_date", F.col("source_file").alias("stored_file"))
-    landed = events.accepted_events(batch.judged).join(stored, ["event_id", "event_date"], "inner")
-    is_event = (F.col("stored_file") == F.col("source_file")) & (F.col("occurrence_in_file") == 1)
-    accepted = landed.groupBy("source_file").agg(
-        F.count_if(is_event).alias("num_accepted"), F.count_if(~is_event).alias("num_duplicates")
-    )
-    kept = events.rejected_records(batch.judged).join(
-        warehouse.read(EVENTS_REJECTED).select("record_id"), "record_id", "left_semi"
-    )
-    rejected = kept.groupBy("source_file").agg(F.count("*").alias("num_rejected"))
-    return accepted.join(rejected, "source_file", "full_outer").fillna(0)
+def _expect(warehouse: Warehouse, what: str, num_found: int, num_expected: int) -> None:
+    if num_found != num_expected:
+        raise UserError(
+            f"{num_expected:,} {what} were to be added to '{warehouse.root}' and {num_found:,} were: did another ingest write there "
+            "meanwhile? No file is marked as ingested, run ingest again"
+        )
 
 
-def _write_ledger(warehouse: Warehouse, batch: _Batch, counts: DataFrame, account: Account) -> None:
-    by_file = {row["source_file"]: row for row in counts.collect()}
-    rows, sums = [], {"accepted": 0, "rejected": 0, "duplicates": 0}
+def _write_ledger(warehouse: Warehouse, batch: Batch, account: Account) -> None:
+    renamed = _renamed(warehouse, batch)
+    gone = [row["source_file"] for row in renamed.values() if row["source_file"] not in batch.counts]
+    if gone:
+        warehouse.delete(EVENTS_REJECTED, F.col("source_file").isin(gone))
+    rows = []
     for file in batch.files:
-        num_records, row = batch.num_records[file.uri], by_file.get(file.uri)
-        found = {name: row[f"num_{name}"] if row else 0 for name in sums}
-        if num_records != sum(found.values()):
-            raise UserError(
-                f"'{file.uri}' has {num_records} records but {found} were found in the tables: it is not marked as ingested, run ingest again"
+        counts, before = batch.counts[file.uri], renamed.get(file.uri)
+        accepted, duplicates = counts.num_accepted, counts.num_duplicates
+        if before is not None:
+            accepted, duplicates = before["num_accepted"], before["num_duplicates"]
+            account.remarks.append(
+                f"'{file.uri}' is '{before['source_file']}' under a new name, with its events as they were"
             )
-        sums = {name: sums[name] + found[name] for name in sums}
-        numbers = (num_records, found["accepted"], found["rejected"], found["duplicates"])
+        numbers = (counts.num_records, accepted, counts.num_rejected, duplicates)
         rows.append((file.uri, file.num_bytes, file.modified_at, *numbers, account.started_at, account.run_id))
     warehouse.upsert(INGESTED_FILES, warehouse.spark.createDataFrame(rows, INGESTED_FILES.schema), "source_file")
-    account.rows_in = {"files": len(batch.files), "records": sum(batch.num_records.values())}
-    account.rows_out = {"events": sums["accepted"], "duplicates": sums["duplicates"], "rejected": sums["rejected"]}
-    account.rejected = dict(sorted(batch.rejected.items()))
+    if gone:
+        warehouse.delete(INGESTED_FILES, F.col("source_file").isin(gone))
+
+
+def _renamed(warehouse: Warehouse, batch: Batch) -> dict[str, Row]:
+    """By the name of a file that brought nothing new: the ledger's row of the file it was before, which must be gone and have had the size,
+    time and counts that this one has. Taken for its old self: its rejected records would count twice."""
+    old = [
+        file for file in batch.files if batch.counts[file.uri].num_accepted == 0 and batch.counts[file.uri].num_records
+    ]
+    if not old or not warehouse.exists(INGESTED_FILES):
+        return {}
+    ledger = {(row["num_bytes"], row["modified_at"]): row for row in warehouse.read(INGESTED_FILES).collect()}
+    found = {}
+    for file in old:
+        row, counts = ledger.get((file.num_bytes, file.modified_at)), batch.counts[file.uri]
+        if row is None or row["source_file"] == file.uri:
+            continue
+        is_same = (row["num_records"], row["num_rejected"]) == (counts.num_records, counts.num_rejected)
+        # In this batch too where a log was rotated: the old name then stands for a new file.
+        if is_same and (row["source_file"] in batch.counts or not raw.exists(warehouse.spark, row["source_file"])):
+            found[file.uri] = row
+    return found
+
+
+def _refuse_unreadable(batch: Batch, account: Account) -> None:
+    for file in batch.changing:
+        log.warning("ingest: '%s' changed while it was read; the next run reads it", file.path)
+    if batch.unreadable:
+        first = batch.unreadable[0]
+        num_files = len(batch.files) + len(batch.changing) + len(batch.unreadable)
+        account.refusal = (
+            f"{len(batch.unreadable)} of {num_files} files cannot be read, the first '{first.uri}' ({first.detail}): "
+            "repair or remove it and run ingest again; all other files are ingested"
+        )

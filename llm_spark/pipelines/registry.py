@@ -10,6 +10,7 @@ from pyspark.sql import functions as F
 from llm_spark.errors import DataError, UserError
 from llm_spark.logs import log
 from llm_spark.model.artifact import load_artifact
+from llm_spark.pipelines.values import ValueTreatment
 from llm_spark.schemas import MODELS, SEQUENCES
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.transforms.history_kernel import BY_TIME
@@ -29,6 +30,8 @@ class Champion:
     """How those were split."""
     validation_until: str | None
     """By time, the UTC end of what it was chosen on: nothing earlier may test it. None where each user's last was left out."""
+    values: ValueTreatment
+    """What was done to the values that it was trained on."""
 
 
 def champion(warehouse: Warehouse) -> Champion:
@@ -48,6 +51,7 @@ def champion(warehouse: Warehouse) -> Champion:
         versions[SEQUENCES.name],
         splits.get("split", BY_TIME),
         splits["validation_until"],
+        ValueTreatment.of_json(loaded.tables.get("values")),
     )
 
 

@@ -45,8 +45,9 @@ def score(warehouse: Warehouse, config: Config, account: Account) -> None:
     event_types = warehouse.read(EVENT_TYPES).where(F.col("token") < model.num_event_types)
     night = F.lit(datetime.combine(as_of + timedelta(days=1), datetime.min.time()))
     with progress("score"):
-        steps = tokenized_steps(sessions, vocabulary, event_types).where(F.col("event_time") < night)
-        histories = latest_histories(steps, config.sequences.max_tokens)
+        clipped_sessions = model.values.clipped(sessions)
+        steps = tokenized_steps(clipped_sessions, vocabulary, event_types).where(F.col("event_time") < night)
+        histories = latest_histories(steps, config.sequences.max_tokens, model.values.fill)
         inputs = histories.withColumn("session_open", _session_open(config, night)).select(*_MODEL_INPUTS)
         kernel = functools.partial(
             recommend,

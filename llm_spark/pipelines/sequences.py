@@ -13,6 +13,7 @@ from llm_spark.errors import DataError, UsageError
 from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.certificate import certify, is_certified
+from llm_spark.pipelines.values import fitted_treatment, note_missing_values
 from llm_spark.schemas import EVENT_TYPES, SEQUENCES, SESSIONS, SPLITS, VOCABULARY, Table
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.tokens import FIRST_ITEM_TOKEN
@@ -29,7 +30,11 @@ def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
     """Split the sessions, extend the vocabulary from the training part, write the histories of each split, and certify them."""
     settings = config.sequences
     sessions_version = warehouse.version(SESSIONS)
-    made_from = {"sessions": warehouse.data_version(SESSIONS, sessions_version), **asdict(settings)}
+    made_from = {
+        "sessions": warehouse.data_version(SESSIONS, sessions_version),
+        "missing_value": config.ingest.missing.value,
+        **asdict(settings),
+    }
     origin = warehouse.origin(SEQUENCES)
     if origin is not None and origin["made_from"] == made_from and is_certified(warehouse):
         account.nothing_to_do = f"sequences are those of sessions v{sessions_version} already"
@@ -52,19 +57,22 @@ def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
             )
         _append(warehouse, EVENT_TYPES, new_types, "event_type")
         _append(warehouse, VOCABULARY, new_items, "item_id")
+        treatment = fitted_treatment(trained, config, account)
+        note_missing_values(sessions, treatment, account)
     with progress("sequences: histories"):
         # A code that an earlier night knew and that this training part does not teach stays unknown to these sequences.
         taught_items = warehouse.read(VOCABULARY).join(item_counts.select("item_id"), "item_id", "left_semi")
         taught_types = warehouse.read(EVENT_TYPES).join(type_counts.select("event_type"), "event_type", "left_semi")
-        steps = tokenized_steps(sessions, taught_items, taught_types)
+        steps = tokenized_steps(treatment.clipped(sessions), taught_items, taught_types)
         origin = {
             "made_from": made_from,
             "split": settings.split,
             "train_until": str(times.train_until) if times else None,
             "validation_until": str(times.validation_until) if times else None,
             "added_from": added_from,
+            "values": treatment.as_json(),
         }
-        warehouse.replace(SEQUENCES, sequences_of(steps, settings, times), origin)
+        warehouse.replace(SEQUENCES, sequences_of(steps, settings, times, treatment.fill), origin)
         targets = F.size("tokens") - F.col("first_target")
         by_split = (
             warehouse.read(SEQUENCES).groupBy("split").agg(F.count("*").alias("rows"), F.sum(targets).alias("targets"))

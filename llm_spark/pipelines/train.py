@@ -70,6 +70,7 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
                 "data_versions": data_versions,
                 "code_version": llm_spark.__version__,
                 "splits": _splits(warehouse),
+                "values": (warehouse.origin(SEQUENCES) or {}).get("values"),
             },
             on_progress=show,
         )

@@ -88,6 +88,15 @@ class TableLog:
         configuration = self._snapshot.metadata().configuration()
         return {pair._1(): pair._2() for pair in _elements(configuration)}
 
+    @property
+    def partition_by(self) -> list[str]:
+        return list(_elements(self._snapshot.metadata().partitionColumns()))
+
+    def last_turn(self, writer: str) -> int:
+        """The newest `txnVersion` that `writer`, a `txnAppId`, has committed; 0 before its first."""
+        found = self._snapshot.transactions().get(writer)
+        return int(found.get()) if found.isDefined() else 0
+
     def commit(self, version: int) -> Commit | None:
         """One commit; None where the log has forgotten it."""
         path = self._jvm.org.apache.hadoop.fs.Path(self._log.logPath(), f"{version:020}.json")

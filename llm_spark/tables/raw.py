@@ -1,7 +1,8 @@
 """Raw files: which there are, and their records as a DataFrame.
 
-A records frame has the data's own columns and these: `_source_file` (URI), `_raw` (the record's text; null for columnar files) and
-`_unparsable` (true where the record could not be read into its columns).
+A records frame has the data's own columns and these: `_source_file` (URI), `_raw` (the record's text; null where the format's reader took it
+apart), `_unparsable` (true where the record could not be read into its columns) and, for CSV, `_is_header` (true where the record repeats
+the file's header).
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import unquote
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as t
 
@@ -75,6 +77,30 @@ def _walk(system: Any, folder: Any) -> list[Any]:
     return statuses
 
 
+def exists(spark: SparkSession, uri: str) -> bool:
+    """Whether a file of this name, as `_metadata.file_path` gives it, is there."""
+    jvm: Any = spark._jvm
+    path = jvm.org.apache.hadoop.fs.Path(unquote(uri))
+    return bool(path.getFileSystem(spark.sparkContext._jsc.hadoopConfiguration()).exists(path))
+
+
+def changed_files(spark: SparkSession, files: Sequence[RawFile]) -> list[RawFile]:
+    """Those of the files that have another size or modification time than when they were listed, or are gone."""
+    jvm: Any = spark._jvm
+    hadoop = spark.sparkContext._jsc.hadoopConfiguration()
+    changed = []
+    for file in files:
+        path = jvm.org.apache.hadoop.fs.Path(file.path)
+        try:
+            now = _raw_file(path.getFileSystem(hadoop).getFileStatus(path))
+        except Exception:
+            changed.append(file)
+            continue
+        if (now.num_bytes, now.modified_at) != (file.num_bytes, file.modified_at):
+            changed.append(file)
+    return changed
+
+
 def _raw_file(status: Any) -> RawFile:
     path = status.getPath()
     modified_at = datetime.fromtimestamp(status.getModificationTime() / 1000, UTC).replace(tzinfo=None)
@@ -98,14 +124,50 @@ def _literal(path: str) -> str:
 
 
 def read_text(spark: SparkSession, files: Sequence[RawFile]) -> DataFrame:
-    """One row a line that is not blank: `_source_file`, `_raw`."""
+    """One row a line that is not blank, without a byte order mark: `_source_file`, `_raw`."""
     lines = spark.read.text([_literal(file.path) for file in files])
-    named = lines.select(F.col("_metadata.file_path").alias("_source_file"), F.col("value").alias("_raw"))
+    line = F.when(F.startswith("value", F.lit("\ufeff")), F.substr("value", F.lit(2))).otherwise(F.col("value"))
+    named = lines.select(F.col("_metadata.file_path").alias("_source_file"), line.alias("_raw"))
     return named.where(F.length(F.trim("_raw")) > 0)
 
 
 def read_parquet(spark: SparkSession, files: Sequence[RawFile]) -> DataFrame:
-    rows = spark.read.option("mergeSchema", "true").parquet(*[_literal(file.path) for file in files])
+    """Rows of Parquet files, columns by name. A column that files hold in different types becomes text; times then carry their zone."""
+    try:
+        return _read_parquet_group(spark, files, merge=True)
+    except Exception as error:
+        if "CANNOT_MERGE" not in str(error):
+            raise
+    by_schema: dict[str, list[RawFile]] = defaultdict(list)
+    for file in files:
+        schema = spark.read.parquet(_literal(file.path)).schema
+        by_schema[schema.json()].append(file)
+    groups = [_read_parquet_group(spark, group, merge=False) for group in by_schema.values()]
+    kinds: dict[str, set[str]] = defaultdict(set)
+    for group in groups:
+        for entry in group.schema.fields:
+            kinds[entry.name.lower()].add(entry.dataType.simpleString())
+    records = _with_text(groups[0], kinds)
+    for group in groups[1:]:
+        records = records.unionByName(_with_text(group, kinds), allowMissingColumns=True)
+    return records
+
+
+def _with_text(rows: DataFrame, kinds: dict[str, set[str]]) -> DataFrame:
+    """The columns that other files hold in another type, as text."""
+
+    def text(entry: t.StructField) -> Column:
+        column = F.col(f"`{entry.name}`")
+        if isinstance(entry.dataType, t.TimestampType):
+            return F.date_format(column, "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX")
+        return F.to_json(column) if isinstance(entry.dataType, t.StructType | t.ArrayType) else column.cast("string")
+
+    mixed = {entry.name: text(entry) for entry in rows.schema.fields if len(kinds[entry.name.lower()]) > 1}
+    return rows.withColumns(mixed) if mixed else rows
+
+
+def _read_parquet_group(spark: SparkSession, files: Sequence[RawFile], merge: bool) -> DataFrame:
+    rows = spark.read.option("mergeSchema", merge).parquet(*[_literal(file.path) for file in files])
     return rows.select(
         "*",
         F.col("_metadata.file_path").alias("_source_file"),
@@ -114,8 +176,11 @@ def read_parquet(spark: SparkSession, files: Sequence[RawFile]) -> DataFrame:
     )
 
 
-def read_csv(spark: SparkSession, files: Sequence[RawFile], delimiter: str) -> DataFrame:
-    """Records of CSV files with a header line, all columns as text. Files may differ in their columns: each is read by its own header."""
+def read_csv(spark: SparkSession, files: Sequence[RawFile], delimiter: str, multiline: bool = False) -> DataFrame:
+    """Records of CSV files with a header line, all columns as text. Files may differ in their columns: each is read by its own header.
+
+    Lines of nothing but blanks and NUL bytes are no records. With `multiline` a quoted field may hold line ends.
+    """
     by_header: dict[tuple[str, ...], list[RawFile]] = defaultdict(list)
     for file in files:
         header = _header(spark, file, delimiter)
@@ -123,18 +188,21 @@ def read_csv(spark: SparkSession, files: Sequence[RawFile], delimiter: str) -> D
             by_header[header].append(file)
     if not by_header:
         raise DataError(f"all {len(files)} files are empty, '{files[0].path}' the first: check the export")
-    groups = [_read_csv_group(spark, header, group, delimiter) for header, group in by_header.items()]
+    groups = [_read_csv_group(spark, header, group, delimiter, multiline) for header, group in by_header.items()]
     records = groups[0]
     for group in groups[1:]:
         records = records.unionByName(group, allowMissingColumns=True)
     return records
 
 
-def _read_csv_group(spark: SparkSession, header: tuple[str, ...], files: list[RawFile], delimiter: str) -> DataFrame:
+def _read_csv_group(
+    spark: SparkSession, header: tuple[str, ...], files: list[RawFile], delimiter: str, multiline: bool
+) -> DataFrame:
     columns = t.StructType([t.StructField(name, t.StringType()) for name in (*header, "_unread")])
     reader = (
         spark.read.schema(columns)
         .option("header", True)
+        .option("multiLine", multiline)
         .option("sep", delimiter)
         .option("quote", '"')
         .option("escape", '"')
@@ -151,7 +219,15 @@ def _read_csv_group(spark: SparkSession, header: tuple[str, ...], files: list[Ra
         F.col("_metadata.file_path").alias("_source_file"),
         F.col("_unread").alias("_raw"),
         F.col("_unread").isNotNull().alias("_unparsable"),
+        _repeats(header).alias("_is_header"),
     )
+
+
+def _repeats(header: tuple[str, ...]) -> Column:
+    repeated = F.lit(True)
+    for name in header:
+        repeated = repeated & (F.col(f"`{name}`") == F.lit(name))
+    return F.coalesce(repeated, F.lit(False))
 
 
 def _header(spark: SparkSession, file: RawFile, delimiter: str) -> tuple[str, ...]:
@@ -191,22 +267,43 @@ def _first_line(spark: SparkSession, file: RawFile) -> str:
 class UnreadableFileError(UserError):
     """A raw file that cannot be read: truncated, corrupt or not permitted."""
 
-    def __init__(self, uri: str, detail: str) -> None:
+    def __init__(self, uri: str, detail: str, is_gone: bool = False) -> None:
         super().__init__(f"'{uri}' cannot be read ({detail})")
-        self.uri, self.detail = uri, detail
+        self.uri, self.detail, self.is_gone = uri, detail, is_gone
 
 
-def unreadable_file(error: Exception) -> UnreadableFileError | None:
-    """The file that made a Spark job fail, where that is why it failed."""
+_CANNOT_READ = (
+    "FAILED_READ_FILE",
+    "PATH_NOT_FOUND",
+    "FileNotFoundException",
+    "AccessControlException",
+    "Permission denied",
+)
+
+
+def unreadable_file(error: Exception, files: Sequence[RawFile]) -> UnreadableFileError | None:
+    """Which of `files` made a Spark job fail, where that is why it failed."""
     text = str(error)
-    named = re.search(r"while reading file\s+(\S+?)\.?\s", text) or re.search(
-        r"FAILED_READ_FILE\S*\].*?((?:file|s3a?|hdfs|abfss?)://?\S+)", text
-    )
-    if named is None:
+    if not any(mark in text for mark in _CANNOT_READ):
         return None
+    named = [file for file in files if any(form in text for form in _forms(file))]
+    if not named:
+        return None
+    # A name may begin another one.
+    file = max(named, key=lambda file: len(file.uri))
     causes = re.findall(r"Caused by: (?:[\w.$]+\.)?(\w+(?:Exception|Error)): ?([^\n]*)", text)
+    is_gone = any(mark in text for mark in ("FILE_NOT_EXIST", "PATH_NOT_FOUND", "FileNotFoundException"))
+    # Java reports a file that it may not open as one that is not found.
+    if is_gone and "Permission denied" not in text:
+        return UnreadableFileError(file.uri, "it is gone since it was listed", is_gone=True)
     detail = f"{causes[-1][0]}: {causes[-1][1]}" if causes else "corrupt"
-    return UnreadableFileError(_as_reported(named[1].rstrip(".")), detail[:200])
+    return UnreadableFileError(file.uri, detail[:200])
+
+
+def _forms(file: RawFile) -> set[str]:
+    """How Spark and Hadoop may write the file's name."""
+    names = (file.uri, unquote(file.uri), file.path, _literal(file.path))
+    return {re.sub(r"^file:/+", "/", name) for name in names}
 
 
 def referenced_columns(spark: SparkSession, expression: str) -> list[tuple[str, ...]]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -28,6 +29,8 @@ PREDICTIONS_CURRENT = "predictions_current"
 _MAX_PARTITIONS_NAMED = 400
 # A session set to dynamic overwriting would leave the partitions that the new rows do not touch.
 _WHOLE = ("partitionOverwriteMode", "static")
+# Each open file holds a row group in memory: small ones, so that a task's files stay within half a gigabyte.
+_SEVERAL_FILES = {"spark.sql.maxConcurrentOutputFileWriters": "16", "parquet.block.size": str(32 * 2**20)}
 _TIMES = ("event_time", "ended_at", "started_at", "as_of_date")
 
 
@@ -102,9 +105,11 @@ class Warehouse:
 
     def replace(self, table: Table, rows: DataFrame, origin: Mapping[str, Any]) -> None:
         """Put `rows` in place of the whole table in one commit, noting what they were made from."""
-        self._create(table)
+        is_new = self._create(table)
         writer = _conform(rows, table).write.format("delta").mode("overwrite").option(*_WHOLE)
-        with row_groups(self.spark, table):
+        if not is_new and self._laid_out_otherwise(table):
+            writer = writer.option("overwriteSchema", "true").partitionBy(*table.partition_by)
+        with row_groups(self.spark, table), self._several_files_open():
             writer.option("userMetadata", json.dumps(origin, sort_keys=True)).save(self.path(table))
 
     def replace_where(self, table: Table, rows: DataFrame, predicate: str, origin: Mapping[str, Any]) -> None:
@@ -117,7 +122,8 @@ class Warehouse:
             .option(*_WHOLE)
             .option("replaceWhere", predicate)
         )
-        writer.option("userMetadata", json.dumps(origin, sort_keys=True)).save(self.path(table))
+        with self._several_files_open():
+            writer.option("userMetadata", json.dumps(origin, sort_keys=True)).save(self.path(table))
 
     def insert_new(self, table: Table, rows: DataFrame, key: str) -> None:
         """Insert the rows whose `key` is not in the table; the keys of `rows` must be distinct."""
@@ -155,6 +161,31 @@ class Warehouse:
         writer = _conform(rows, table).write.format("delta").mode("append")
         writer.option("txnAppId", write_id).option("txnVersion", 1).save(self.path(table))
 
+    def create(self, table: Table, properties: Mapping[str, str] | None = None) -> None:
+        """Create the table, empty and with these properties, unless it is there."""
+        self._create(table, properties)
+
+    def table_property(self, table: Table, name: str) -> str | None:
+        """What was noted under this name when the table was created; None where nothing was."""
+        return self.log(table).properties.get(name)
+
+    def num_rows(self, table: Table) -> int:
+        """Rows of the newest version, as Delta's log counts them."""
+        return self.read(table).count()
+
+    def last_turn(self, table: Table, writer: str) -> int:
+        """The newest turn under which `writer` appended; 0 before the first and for a missing table."""
+        if not self.exists(table):
+            return 0
+        return self.log(table).last_turn(writer)
+
+    def append_in_turn(self, table: Table, rows: DataFrame, writer: str, turn: int) -> None:
+        """Append as the writer's `turn`-th commit. Delta leaves it out where that turn is taken, and refuses it where another run commits
+        a turn of this writer at the same time: what was found new to the table before may not be any more."""
+        self._create(table)
+        appender = _conform(rows, table).write.format("delta").mode("append")
+        appender.option("txnAppId", writer).option("txnVersion", turn).save(self.path(table))
+
     def register(self) -> list[str]:
         """Make each table that exists a temporary view of its name, and `predictions_current`; returns the names."""
         names = []
@@ -185,7 +216,23 @@ class Warehouse:
             found.append(TableState(table.name, log.version, *counts, readable))
         return found
 
-    def _create(self, table: Table) -> bool:
+    @contextmanager
+    def _several_files_open(self) -> Iterator[None]:
+        """Let a task write into several partitions at a time; otherwise Spark sorts all rows by partition before it writes them."""
+        before = {name: self.spark.conf.get(name, None) for name in _SEVERAL_FILES}
+        for name, value in _SEVERAL_FILES.items():
+            if before[name] in (None, "0"):
+                self.spark.conf.set(name, value)
+        try:
+            yield
+        finally:
+            for name, former in before.items():
+                if former is None:
+                    self.spark.conf.unset(name)
+                else:
+                    self.spark.conf.set(name, former)
+
+    def _create(self, table: Table, properties: Mapping[str, str] | None = None) -> bool:
         """Create the table with its comments unless it is there; True if it was created."""
         if self.exists(table):
             return False
@@ -193,8 +240,8 @@ class Warehouse:
         builder = builder.comment(table.comment)
         if table.partition_by:
             builder = builder.partitionedBy(*table.partition_by)
-        if table.is_pinned:
-            builder = builder.property(*KEEP_LOG)
+        for name, value in {**(properties or {}), **(dict([KEEP_LOG]) if table.is_pinned else {})}.items():
+            builder = builder.property(name, value)
         try:
             builder.execute()
         except Exception as error:
@@ -204,6 +251,13 @@ class Warehouse:
                 f"table '{table.name}' cannot be created under '{self.root}': {line}; is the warehouse writable?"
             ) from error
         return True
+
+    def _laid_out_otherwise(self, table: Table) -> bool:
+        """Whether the table was made by an earlier version of this program, with other columns or partitions."""
+        return (self.read(table).columns, self.log(table).partition_by) != (
+            table.schema.names,
+            list(table.partition_by),
+        )
 
     def _missing(self, table: Table) -> UserError:
         return UserError(
@@ -224,8 +278,13 @@ class Warehouse:
 
 
 def _conform(rows: DataFrame, table: Table) -> DataFrame:
-    """The table's columns in the table's order and types."""
-    return rows.select([F.col(field.name).cast(field.dataType).alias(field.name) for field in table.schema.fields])
+    """The table's columns in the table's order and types, with their comments."""
+    return rows.select(
+        [
+            F.col(field.name).cast(field.dataType).alias(field.name, metadata=field.metadata)
+            for field in table.schema.fields
+        ]
+    )
 
 
 _CURRENT_PREDICTIONS = """

@@ -5,6 +5,7 @@ Judged records have the event's columns and `reason`: null for an accepted one, 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 
 from pyspark.sql import Column, DataFrame, Window
@@ -13,11 +14,21 @@ from pyspark.sql import types as t
 
 from llm_spark.config import ColumnsConfig, IngestConfig
 from llm_spark.transforms.identity import stable_id
+from llm_spark.transforms.missing import filled, missing_verdicts, normalised_item
+from llm_spark.transforms.pseudonyms import Pseudonyms, hide_users, shape
+
+NUM_CHARS_KEPT = 1_000
+"""Of a record that is too long."""
+NUM_REJECTED_SLOTS = 64
+BROKEN_TEXT = "\ufffd"
+"""What stands where bytes were no UTF-8."""
 
 _HAS_DATE = r"^\s*\d{4}-\d{2}-\d{2}"
 _HAS_ZONE = r"(?i)(Z|UTC|GMT|:\d{2}(\.\d+)?\s*[+-]\d{1,2}(:?\d{2})?|\d[+-]\d{2}:?\d{2}|[a-z]+/[a-z_]+)\s*$"
 _FUTURE_TOLERANCE = "1 day"
 _EPOCH_UNITS_PER_SECOND = {"epoch_s": 1, "epoch_ms": 1_000, "epoch_us": 1_000_000}
+# Up to this magnitude a number of epoch_auto is in that unit.
+_EPOCH_MAGNITUDES = ((10**11, 1), (10**14, 1_000), (10**17, 1_000_000))
 
 
 def mapped_expressions(columns: ColumnsConfig) -> dict[str, str]:
@@ -36,7 +47,7 @@ def _mapped(expression: str | None, known: set[str]) -> Column:
 
 def _text(column: Column) -> Column:
     """As trimmed text; null where empty."""
-    trimmed = F.trim(column.cast("string"))
+    trimmed = F.trim(F.make_valid_utf8(column.cast("string")))
     return F.when(F.length(trimmed) > 0, trimmed)
 
 
@@ -45,15 +56,25 @@ def _finite(number: Column) -> Column:
     return F.when(F.abs(number) < F.lit(float("inf")), number)
 
 
+def _units_per_second(number: Column, time_format: str) -> Column:
+    if time_format != "epoch_auto":
+        return F.lit(_EPOCH_UNITS_PER_SECOND[time_format])
+    units = F.lit(None).cast("int")
+    for limit, unit in reversed(_EPOCH_MAGNITUDES):
+        units = F.when(F.abs(number) < F.lit(limit), F.lit(unit)).otherwise(F.coalesce(units, F.lit(1_000_000_000)))
+    return units
+
+
 def _event_time(raw: Column, kind: t.DataType, time_format: str, time_zone: str) -> Column:
     """UTC timestamp of a time column, null where it cannot be read."""
     if isinstance(kind, t.TimestampType):
         return raw
     if isinstance(kind, t.TimestampNTZType | t.DateType):
         return F.to_utc_timestamp(raw.cast("timestamp"), time_zone)
-    if time_format in _EPOCH_UNITS_PER_SECOND:
+    if time_format.startswith("epoch_"):
         # Decimal, since a double holds an epoch in seconds only to about a microsecond and a cast of it would round differently by magnitude.
-        seconds = raw.cast("decimal(30, 9)") / F.lit(_EPOCH_UNITS_PER_SECOND[time_format])
+        number = raw.cast("decimal(30, 9)")
+        seconds = number / _units_per_second(number, time_format)
         in_range = F.abs(seconds) < F.lit(2**40)
         return F.when(in_range, F.timestamp_micros((seconds * 1_000_000).cast("bigint")))
     if time_format == "iso8601":
@@ -66,54 +87,25 @@ def _event_time(raw: Column, kind: t.DataType, time_format: str, time_zone: str)
     return parsed if any(letter in unquoted for letter in "XxZVzO") else F.to_utc_timestamp(parsed, time_zone)
 
 
-def judge(records: DataFrame, config: IngestConfig, now: datetime) -> DataFrame:
-    """Apply the column mapping and give each record its verdict. `now` (UTC) is the latest believable time, give or take a day."""
-    known = set(records.columns)
-    columns = config.columns
-    attributes = [(name, _mapped(expression, known)) for name, expression in columns.attributes.items()]
-    raw_time = _mapped(columns.time, known)
-    time_kind = records.select(raw_time.alias("time")).schema["time"].dataType
-    data_columns = [F.col(f"`{name}`") for name in records.columns if not name.startswith("_")]
-    filtered = F.coalesce(
-        *[F.when(~F.coalesce(F.expr(rule), F.lit(False)), F.lit(rule)) for rule in config.filters],
-        F.lit(None).cast("string"),
-    )
-    pairs = [column for name, value in attributes for column in (F.lit(name), _text(value))]
-    mapped = records.select(
-        "_source_file",
-        "_unparsable",
-        F.coalesce(F.col("_raw"), F.to_json(F.struct(*data_columns))).alias("_raw_text"),
-        F.when(~F.col("_unparsable"), filtered).alias("_broken_rule"),
-        _text(_mapped(columns.user, known)).alias("user_id"),
-        _text(_mapped(columns.item, known)).alias("item_id"),
-        F.coalesce(_text(_mapped(columns.type, known)), F.lit("event")).alias("event_type"),
-        _text(raw_time).alias("_raw_time"),
-        _event_time(raw_time, time_kind, config.time_format, config.time_zone).alias("event_time"),
-        _finite(_mapped(columns.value, known).cast("double")).alias("value"),
-        _text(_mapped(columns.session, known)).alias("session_key"),
-        (F.create_map(*pairs) if pairs else F.create_map()).cast("map<string,string>").alias("attributes"),
-    )
-    latest = F.lit(now) + F.expr(f"INTERVAL {_FUTURE_TOLERANCE}")
-    reason = (
-        F.when(F.col("_unparsable"), "unparsable")
-        .when(F.col("_broken_rule").isNotNull(), "filtered")
-        .when(F.col("user_id").isNull(), "missing_user")
-        .when(F.col("item_id").isNull(), "missing_item")
-        .when(F.col("_raw_time").isNull(), "missing_time")
-        .when(F.col("event_time").isNull(), "bad_time")
-        .when(F.col("event_time") < F.lit(config.earliest_time).cast("timestamp"), "time_out_of_range")
-        .when(F.col("event_time") > latest, "future_time")
-    )
-    detail = F.coalesce(
-        F.col("_broken_rule"), F.when(F.col("user_id").isNotNull() & F.col("item_id").isNotNull(), F.col("_raw_time"))
-    )
-    judged = mapped.withColumn("reason", reason)
-    return judged.select(
+def judge(records: DataFrame, config: IngestConfig, now: datetime, hidden: HiddenUsers | None = None) -> DataFrame:
+    """Apply the column mapping and give each record its verdict. `now` (UTC) is the latest believable time, give or take a day.
+
+    With `hidden` no user id leaves this function but as a pseudonym.
+    """
+    mapped = _mapped_fields(records, config)
+    reason, detail = F.lit(None).cast("string"), F.lit(None).cast("string")
+    for name, holds, shown in reversed(_verdicts(config, now)):
+        reason = F.when(holds, F.lit(name)).otherwise(reason)
+        safe = shown if hidden is None or name not in _SHOWS_A_VALUE else shape(shown)
+        detail = F.when(holds, safe).otherwise(detail)
+    is_long = F.col("_num_chars") > config.max_record_chars
+    raw = F.when(is_long, F.substring("_raw_text", 1, NUM_CHARS_KEPT)).otherwise(F.col("_raw_text"))
+    named = mapped.withColumns({"reason": reason, "detail": detail})
+    judged = named.select(
         F.col("_source_file").alias("source_file"),
         "reason",
-        F.when(F.col("reason").isNotNull(), F.col("_raw_text")).alias("raw"),
-        F.when(F.col("reason").isNotNull() & ~F.col("_unparsable"), detail).alias("detail"),
-        F.when(F.col("reason").isNull(), _event_id()).alias("event_id"),
+        F.when(F.col("reason").isNotNull(), F.make_valid_utf8(raw)).alias("raw"),
+        "detail",
         "user_id",
         "item_id",
         "event_type",
@@ -121,8 +113,107 @@ def judge(records: DataFrame, config: IngestConfig, now: datetime) -> DataFrame:
         "value",
         "session_key",
         "attributes",
-        F.to_date("event_time").alias("event_date"),
+        F.when(F.col("reason").isNull(), F.to_date("event_time")).alias("event_date"),
+        F.lit(False).alias("file_tells"),
     )
+    if hidden is not None:
+        judged = hide_users(judged, hidden.pseudonyms, list(config.columns.attributes), hidden.derived_attributes)
+    return judged.withColumn("event_id", F.when(F.col("reason").isNull(), _event_id()))
+
+
+@dataclass(frozen=True)
+class HiddenUsers:
+    """How to keep user ids out of all that is written."""
+
+    pseudonyms: Pseudonyms
+    derived_attributes: frozenset[str]
+    """The attributes that are made of the user's own column."""
+
+
+# The detail of these is a value of the data: under pseudonyms its shape alone is shown, for a shifted line may have the user there.
+_SHOWS_A_VALUE = ("unparsable", "missing_time", "missing_value", "bad_time", "time_out_of_range", "future_time")
+
+
+def _mapped_fields(records: DataFrame, config: IngestConfig) -> DataFrame:
+    """The fields of an event by their names, and what the verdicts need besides."""
+    known = set(records.columns)
+    columns, missing = config.columns, config.missing
+    attributes = [(name, _mapped(expression, known)) for name, expression in columns.attributes.items()]
+    raw_time = _mapped(columns.time, known)
+    time_kind = records.select(raw_time.alias("time")).schema["time"].dataType
+    filtered = F.coalesce(
+        *[F.when(~F.coalesce(F.expr(rule), F.lit(False)), F.lit(place)) for place, rule in enumerate(config.filters)],
+        F.lit(None).cast("int"),
+    )
+    pairs = [
+        column
+        for name, value in attributes
+        for column in (F.lit(name), filled(_text(value), missing.attributes.get(name, "keep")))
+    ]
+    item = _text(normalised_item(_text(_mapped(columns.item, known)), config.normalise_item))
+    value = _mapped(columns.value, known)
+    data_columns = [F.col(f"`{name}`") for name in records.columns if not name.startswith("_")]
+    is_header = F.col("_is_header") if "_is_header" in known else F.lit(False)
+    return records.select(
+        "_source_file",
+        "_unparsable",
+        F.coalesce(is_header, F.lit(False)).alias("_is_header"),
+        F.coalesce(F.col("_raw"), F.to_json(F.struct(*data_columns))).alias("_raw_text"),
+        F.coalesce(F.length("_raw"), _num_chars(records)).alias("_num_chars"),
+        F.when(~F.col("_unparsable"), filtered).alias("_broken_rule"),
+        filled(_text(_mapped(columns.user, known)), missing.user).alias("user_id"),
+        filled(item, missing.item).alias("item_id"),
+        filled(_text(_mapped(columns.type, known)), missing.type).alias("event_type"),
+        _text(raw_time).alias("_raw_time"),
+        _event_time(raw_time, time_kind, config.time_format, config.time_zone).alias("event_time"),
+        _text(value).alias("_raw_value"),
+        _finite(value.cast("double")).alias("value"),
+        _text(_mapped(columns.session, known)).alias("session_key"),
+        (F.create_map(*pairs) if pairs else F.create_map()).cast("map<string,string>").alias("attributes"),
+    )
+
+
+def _num_chars(records: DataFrame) -> Column:
+    """Characters in the text columns of a record that its format's reader took apart."""
+    texts = [
+        entry.name
+        for entry in records.schema.fields
+        if isinstance(entry.dataType, t.StringType) and not entry.name.startswith("_")
+    ]
+    return sum((F.coalesce(F.length(f"`{name}`"), F.lit(0)) for name in texts), F.lit(0))
+
+
+def _verdicts(config: IngestConfig, now: datetime) -> list[tuple[str, Column, Column]]:
+    """Why a record may not be accepted, the first that holds counts: reason, condition, detail."""
+    nothing = F.lit(None).cast("string")
+    size = F.concat(
+        F.format_number("_num_chars", 0),
+        F.lit(
+            f" characters, more than ingest.max_record_chars {config.max_record_chars}; the first {NUM_CHARS_KEPT} are kept"
+        ),
+    )
+    rule = F.coalesce(
+        *[F.when(F.col("_broken_rule") == place, F.lit(text)) for place, text in enumerate(config.filters)], nothing
+    )
+    identity = F.concat_ws(" ", "user_id", "item_id", "event_type", "session_key")
+    is_broken_text = F.contains(identity, F.lit(BROKEN_TEXT)) | F.contains(identity, F.lit("\x00"))
+    raw_time = F.substring("_raw_time", 1, 200)
+    latest = F.lit(now) + F.expr(f"INTERVAL {_FUTURE_TOLERANCE}")
+    too_early = F.col("event_time") < F.lit(config.earliest_time).cast("timestamp")
+    return [
+        ("too_long", F.col("_num_chars") > config.max_record_chars, size),
+        ("repeated_header", F.col("_is_header"), nothing),
+        ("unparsable", F.col("_unparsable"), nothing),
+        ("filtered", F.col("_broken_rule").isNotNull(), rule),
+        ("unparsable", is_broken_text, F.concat(F.lit("bytes that are no text in: "), F.substring(identity, 1, 200))),
+        ("missing_user", F.col("user_id").isNull(), nothing),
+        ("missing_item", F.col("item_id").isNull(), nothing),
+        ("missing_time", raw_time.isNull(), nothing),
+        *missing_verdicts(config),
+        ("bad_time", F.col("event_time").isNull(), raw_time),
+        ("time_out_of_range", too_early, raw_time),
+        ("future_time", F.col("event_time") > latest, raw_time),
+    ]
 
 
 def _event_id() -> Column:
@@ -140,15 +231,29 @@ def _event_id() -> Column:
     return stable_id(*marked)
 
 
-def accepted_events(judged: DataFrame) -> DataFrame:
-    """Accepted records, each with `occurrence`: 1 for the one that becomes the event, more for its duplicates in this batch.
+def laid_out(judged: DataFrame, num_slots: int) -> DataFrame:
+    """The judged records shuffled and sorted once for all that follows: equal events side by side, each day's events together.
+
+    `num_slots`: into how many parts a day is dealt, so that a day larger than a task can hold is not one task's.
+    """
+    rejected_slot = F.pmod(F.hash("source_file", "raw"), F.lit(NUM_REJECTED_SLOTS))
+    slot = F.when(F.col("reason").isNull(), F.pmod(F.hash("event_id"), F.lit(num_slots))).otherwise(rejected_slot)
+    placed = judged.withColumn("slot", slot)
+    return placed.repartition("event_date", "slot").sortWithinPartitions(*_LAYOUT)
+
+
+_LAYOUT = ("event_date", "slot", "event_id", "source_file")
+
+
+def numbered(laid: DataFrame) -> DataFrame:
+    """Laid-out records, each event with `occurrence`: 1 for the one that becomes the event, more for its duplicates in this batch.
 
     Of equal records the first by file name counts, so that a rerun keeps the same one. `occurrence_in_file` counts within the file.
     """
-    accepted = judged.where(F.col("reason").isNull()).drop("reason", "raw", "detail")
-    of_the_same_event = Window.partitionBy("event_id").orderBy("source_file")
-    within_file = Window.partitionBy("event_id", "source_file").orderBy("source_file")
-    return accepted.withColumns(
+    *event, source_file = _LAYOUT
+    of_the_same_event = Window.partitionBy(*event).orderBy(source_file)
+    within_file = Window.partitionBy(*event, source_file).orderBy(source_file)
+    return laid.withColumns(
         {
             "occurrence": F.row_number().over(of_the_same_event),
             "occurrence_in_file": F.row_number().over(within_file),
@@ -156,10 +261,11 @@ def accepted_events(judged: DataFrame) -> DataFrame:
     )
 
 
-def rejected_records(judged: DataFrame) -> DataFrame:
+def rejected_records(laid: DataFrame) -> DataFrame:
     """Rejected records with a `record_id` of their own: equal broken lines of one file are told apart by their occurrence."""
-    rejected = judged.where(F.col("reason").isNotNull()).select("source_file", "raw", "reason", "detail")
-    equal_records = Window.partitionBy("source_file", "raw").orderBy("reason")
+    rejected = laid.where(F.col("reason").isNotNull())
+    # The first two columns say how the records lie already, and spare a shuffle.
+    equal_records = Window.partitionBy("event_date", "slot", "source_file", "raw").orderBy("reason")
     occurrence = F.row_number().over(equal_records).cast("string")
     record_id = stable_id(F.col("source_file"), F.coalesce("raw", F.lit("")), occurrence)
-    return rejected.withColumn("record_id", record_id)
+    return rejected.select("source_file", "raw", "reason", "detail", record_id.alias("record_id"))

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from llm_spark.config import SPLIT_KINDS
+from llm_spark.transforms.fill_kernel import KEEP, FilledValues, ValueFill, fill_values
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 BY_TIME, LEAVE_LAST_SESSION_OUT, LEAVE_LAST_EVENT_OUT = SPLIT_KINDS
@@ -119,9 +120,12 @@ def _chunks(split: int, first: int, end: int, rules: HistoryRules) -> list[Span]
 
 
 def history_batches(
-    batches: Iterable[pa.RecordBatch], choose: SpanChooser, rows_per_batch: int = 4096
+    batches: Iterable[pa.RecordBatch], choose: SpanChooser, rows_per_batch: int = 4096, fill: ValueFill = KEEP
 ) -> Iterator[pa.RecordBatch]:
-    """Turn step batches into history rows.
+    """Turn step batches into history rows, missing values filled by `fill`.
+
+    A filled value depends on no later step, but for interpolated ones: in a row of training on steps of that row, in other rows on steps before
+    the first target.
 
     In, sorted by user, then in the order of the history: user_id, session_id, session_ended_at (timestamp), event_time (timestamp), token,
     event_type (int), value. Out: user_id, split (int), row_number (of the user's rows in that split), tokens, event_types, values,
@@ -137,10 +141,10 @@ def history_batches(
             continue  # still inside one user's history
         steps = pa.Table.from_batches(waiting).combine_chunks()
         last_user_start = _last_user_start(steps)
-        yield from _rows(steps.slice(0, last_user_start), choose, rows_per_batch)
+        yield from _rows(steps.slice(0, last_user_start), choose, rows_per_batch, fill)
         waiting = steps.slice(last_user_start).combine_chunks().to_batches()
     if waiting:
-        yield from _rows(pa.Table.from_batches(waiting).combine_chunks(), choose, rows_per_batch)
+        yield from _rows(pa.Table.from_batches(waiting).combine_chunks(), choose, rows_per_batch, fill)
 
 
 def _codes(column: pa.ChunkedArray) -> np.ndarray:
@@ -158,7 +162,7 @@ def _epoch_microseconds(column: pa.ChunkedArray) -> np.ndarray:
     return column.cast(pa.timestamp("us", tz=column.type.tz)).cast(pa.int64()).to_numpy()
 
 
-def _rows(steps: pa.Table, choose: SpanChooser, rows_per_batch: int) -> Iterator[pa.RecordBatch]:
+def _rows(steps: pa.Table, choose: SpanChooser, rows_per_batch: int, fill: ValueFill) -> Iterator[pa.RecordBatch]:
     if steps.num_rows == 0:
         return
     users, sessions = _codes(steps["user_id"]), _codes(steps["session_id"])
@@ -166,6 +170,8 @@ def _rows(steps: pa.Table, choose: SpanChooser, rows_per_batch: int) -> Iterator
     user_starts = np.append(0, np.flatnonzero(np.diff(users)) + 1)
     user_ends = np.append(user_starts[1:], len(users))
     begins_session = np.append(True, (np.diff(sessions) != 0) | (np.diff(users) != 0))
+    begins_user = np.append(True, np.diff(users) != 0)
+    values = fill_values(_doubles(steps["value"]), times, begins_user, begins_session, fill)
     spans: list[tuple[int, int, Span]] = []  # (offset of the user's first step, row number in its split, span)
     for user_start, user_end in zip(user_starts, user_ends, strict=True):
         numbers: dict[int, int] = {}
@@ -175,11 +181,20 @@ def _rows(steps: pa.Table, choose: SpanChooser, rows_per_batch: int) -> Iterator
             numbers[span.split] = number + 1
             spans.append((int(user_start), number, span))
     for first in range(0, len(spans), rows_per_batch):
-        yield _row_batch(steps, times, begins_session, spans[first : first + rows_per_batch])
+        yield _row_batch(steps, times, values, begins_session, spans[first : first + rows_per_batch])
+
+
+def _doubles(column: pa.ChunkedArray) -> np.ndarray:
+    """float64, nan where null."""
+    return column.cast(pa.float64()).to_numpy()
 
 
 def _row_batch(
-    steps: pa.Table, times: np.ndarray, begins_session: np.ndarray, spans: list[tuple[int, int, Span]]
+    steps: pa.Table,
+    times: np.ndarray,
+    values: FilledValues,
+    begins_session: np.ndarray,
+    spans: list[tuple[int, int, Span]],
 ) -> pa.RecordBatch:
     starts = np.array([user_start + span.start for user_start, _, span in spans], dtype=np.int64)
     lengths = np.array([span.end - span.start for _, _, span in spans], dtype=np.int64)
@@ -191,6 +206,8 @@ def _row_batch(
     list_offsets = pa.array(offsets, pa.int32())
     start_offsets = pa.array(np.concatenate([[0], np.cumsum(starts_in_row)]), pa.int32())
     index = pa.array(gather)
+    readable = np.array([span.end - span.start if span.split == TRAIN else span.first_target for _, _, span in spans])
+    row_values = values.at(gather, np.repeat(starts + readable, lengths))
 
     def lists(name: str, kind: pa.DataType) -> pa.ListArray:
         taken = steps[name].take(index).combine_chunks()
@@ -204,7 +221,9 @@ def _row_batch(
             "row_number": pa.array([number for _, number, _ in spans], pa.int32()),
             "tokens": lists("token", pa.int32()),
             "event_types": lists("event_type", pa.int32()),
-            "values": lists("value", pa.float32()),
+            "values": pa.ListArray.from_arrays(
+                list_offsets, pa.array(row_values.astype(np.float32), mask=np.isnan(row_values))
+            ),
             "session_starts": pa.ListArray.from_arrays(start_offsets, pa.array(places[is_start], pa.int32())),
             "event_times": pa.ListArray.from_arrays(list_offsets, pa.array(times[gather] // 1_000_000, pa.int64())),
             "first_target": pa.array([span.first_target for _, _, span in spans], pa.int32()),

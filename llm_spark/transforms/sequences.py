@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from llm_spark.config import SequencesConfig
 from llm_spark.schemas import SPLITS
 from llm_spark.tokens import UNKNOWN_TOKEN
+from llm_spark.transforms.fill_kernel import KEEP, ValueFill
 from llm_spark.transforms.history_kernel import HistoryRules, SpanChooser, history_batches, latest_spans, split_spans
 from llm_spark.transforms.identity import stable_id
 from llm_spark.transforms.splits import SplitTimes
@@ -61,31 +62,31 @@ def tokenized_steps(sessions: DataFrame, vocabulary: DataFrame, event_types: Dat
     )
 
 
-def _histories(steps: DataFrame, choose: SpanChooser) -> DataFrame:
+def _histories(steps: DataFrame, choose: SpanChooser, fill: ValueFill) -> DataFrame:
     def run_kernel(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return history_batches(batches, choose)
+        return history_batches(batches, choose, fill=fill)
 
     # By the end of the session, so that each split is one stretch of the history also where sessions of a user overlap.
     by_user = steps.repartition("user_id").sortWithinPartitions("user_id", "session_ended_at", "session_id", "place")
     return by_user.drop("place").mapInArrow(run_kernel, _KERNEL_OUTPUT)
 
 
-def sequences(steps: DataFrame, config: SequencesConfig, times: SplitTimes | None) -> DataFrame:
+def sequences(steps: DataFrame, config: SequencesConfig, times: SplitTimes | None, fill: ValueFill = KEEP) -> DataFrame:
     """Rows of schemas.SEQUENCES: histories cut into training, validation and test as `config.split` says; `times` where it is by time.
 
     What stands before a split's beginning is context, never a target. By time, no row of training holds an event at or after `train_until`.
     """
     until = (_micros(times.train_until), _micros(times.validation_until)) if times else (0, 0)
     rules = HistoryRules(config.max_tokens, config.burn_in_tokens, *until, config.split)
-    rows = _histories(steps, split_spans(rules))
+    rows = _histories(steps, split_spans(rules), fill)
     split = F.element_at(F.array(*[F.lit(name) for name in SPLITS]), F.col("split") + 1)
     sequence_id = stable_id(F.col("user_id"), split, F.col("row_number").cast("string"))
     return rows.select(sequence_id.alias("sequence_id"), "user_id", split.alias("split"), *_HISTORY_COLUMNS)
 
 
-def latest_histories(steps: DataFrame, max_tokens: int) -> DataFrame:
+def latest_histories(steps: DataFrame, max_tokens: int, fill: ValueFill = KEEP) -> DataFrame:
     """One row a user: the newest `max_tokens` steps."""
-    return _histories(steps, latest_spans(max_tokens)).select("user_id", *_HISTORY_COLUMNS)
+    return _histories(steps, latest_spans(max_tokens), fill).select("user_id", *_HISTORY_COLUMNS)
 
 
 def _micros(time: datetime) -> int:

@@ -2,6 +2,9 @@
 
 It needs no Spark. Events come sorted by user (then by session key where the log gives one), time and event id; batches may cut anywhere.
 Only the open session is carried from one batch to the next, so a user larger than memory streams through.
+
+Sessions are cut greedily from the beginning of each stretch without a gap: where one ends depends on no event after its successor's first.
+late_events.py builds on that.
 """
 
 from __future__ import annotations
@@ -18,18 +21,24 @@ MICROSECONDS = 1_000_000
 
 @dataclass(frozen=True)
 class SessionRules:
-    """When a session ends. `by_key`: where the log's own session key changes; events without a key still go by the gap and the length."""
+    """When a session ends.
+
+    `by_key`: where the log's own session key changes or `max_events` are reached; events without a key still go by the gap, the length and
+    the day. `by_day`: where the column local_day changes.
+    """
 
     gap_seconds: int
     max_length_seconds: int
     max_events: int
     by_key: bool
+    by_day: bool = False
 
 
 def sessionize_batches(batches: Iterable[pa.RecordBatch], rules: SessionRules) -> Iterator[pa.RecordBatch]:
     """Turn sorted event batches into session batches.
 
-    In: user_id, session_key, event_time (timestamp), event_id, item_id, event_type, value.
+    In: user_id, session_key, event_time (timestamp), event_id, item_id, event_type, value, and local_day (int) where a session ends with
+    the day.
     Out: user_id, session_key, first_event_id, started_at, ended_at, num_events, item_ids, event_types, event_times, event_values.
     """
     open_events: pa.Table | None = None
@@ -58,6 +67,8 @@ def session_starts(events: pa.Table, rules: SessionRules) -> np.ndarray:
         is_start[1:] |= _changes(events["session_key"])
         by_gap = events["session_key"].is_null().to_numpy()
     is_start[1:] |= by_gap[1:] & (np.diff(times) > rules.gap_seconds * MICROSECONDS)
+    if rules.by_day:
+        is_start[1:] |= by_gap[1:] & (np.diff(events["local_day"].to_numpy()) != 0)
     starts = np.flatnonzero(is_start)
     longest = np.where(by_gap[starts], rules.max_length_seconds * MICROSECONDS, np.iinfo(np.int64).max)
     return _cut_long(starts, times, longest, rules.max_events)

@@ -201,7 +201,7 @@ def test_a_truncated_gzip_is_set_aside_and_read_once_it_is_repaired(
     whole = gzip.compress(b"user,item,time\n" + b"".join(b"u9,i%d,2025-01-01T00:00:00Z\n" % n for n in range(9_000)))
     (logs / "broken.csv.gz").write_bytes(whole[: len(whole) // 2])
     code, error = command("ingest", "--config", config_file)
-    assert code == 3
+    assert code == 3, error
     assert "broken.csv.gz" in error
     assert "repair or remove" in error
     warehouse = Warehouse(spark, str(tmp_path / "warehouse"))

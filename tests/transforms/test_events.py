@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import json
+from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from llm_spark.config import ColumnsConfig, IngestConfig
-from llm_spark.transforms.events import accepted_events, judge, rejected_records
+from llm_spark.transforms.events import judge, laid_out, numbered, rejected_records
 from llm_spark.transforms.records import parse_access_log, parse_json_lines
 
 NOW = datetime(2026, 1, 1)
@@ -78,6 +80,47 @@ def test_epochs_of_finer_units_are_read(spark: SparkSession, unit: str, text: st
     assert times(spark, [text], time_format=unit) == [datetime(2014, 4, 2, 11, 17, 46, 940_000)]
 
 
+def test_the_unit_of_an_epoch_is_told_by_its_magnitude(spark: SparkSession) -> None:
+    texts = [
+        "1396437466.94",
+        "1396437466940",
+        "1396437466940000",
+        "1396437466940000000",
+        "99999999999",
+        "100000000000",
+        "x",
+    ]
+    assert times(spark, texts, time_format="epoch_auto") == [
+        *[datetime(2014, 4, 2, 11, 17, 46, 940_000)] * 4,
+        datetime(5138, 11, 16, 9, 46, 39),
+        datetime(1973, 3, 3, 9, 46, 40),
+        None,
+    ]
+
+
+def test_a_local_time_that_the_clock_shows_twice_is_the_first_and_a_skipped_one_moves_on(spark: SparkSession) -> None:
+    found = times(spark, ["2025-10-26T01:30:00", "2025-03-30T01:30:00"], time_zone="Europe/London")
+    in_london = ZoneInfo("Europe/London")
+    expected = [datetime(2025, 10, 26, 1, 30), datetime(2025, 3, 30, 1, 30)]
+    assert found == [time.replace(tzinfo=in_london, fold=0).astimezone(UTC).replace(tzinfo=None) for time in expected]
+    assert found == [datetime(2025, 10, 26, 0, 30), datetime(2025, 3, 30, 1, 30)]
+
+
+def test_a_log_of_the_sixties_is_accepted_where_the_settings_reach_back_so_far(spark: SparkSession) -> None:
+    frame = records(spark, [("u", "i", "1970-01-01T00:00:00Z"), ("u", "i", "2200-01-01T00:00:00Z")])
+    config = IngestConfig(columns=COLUMNS, earliest_time="1960-01-01")
+    assert verdicts(frame, config) == [None, "future_time"]
+
+
+def test_a_record_too_long_is_not_looked_into_and_its_beginning_is_kept(spark: SparkSession) -> None:
+    text = json.dumps({"u": "u", "i": "x" * 3_000, "t": "2025-01-01"})
+    parsed = parse_json_lines(lines(spark, [text, text.replace("x" * 1_500, "")]), [("u",), ("i",), ("t",)], 2_000)
+    found = judge(parsed, IngestConfig(columns=COLUMNS, max_record_chars=2_000), NOW).collect()
+    assert [row["reason"] for row in found] == ["too_long", None]
+    assert found[0]["raw"] == text[:1_000]
+    assert found[0]["detail"].startswith("3,0")
+
+
 def test_a_local_time_is_taken_in_its_zone_with_daylight_saving(spark: SparkSession) -> None:
     found = times(
         spark,
@@ -119,14 +162,14 @@ def test_records_that_differ_in_any_mapped_field_are_different_events(spark: Spa
     ]
     config = IngestConfig(columns=ColumnsConfig(user="u", item="i", time="t", value="v", attributes={"w": "v"}))
     frame = records(spark, rows + rows[:1], "u string, i string, t string, v double")
-    events = accepted_events(judge(frame, config, NOW)).collect()
+    events = numbered(laid_out(judge(frame, config, NOW), 2)).collect()
     assert len({row["event_id"] for row in events}) == 3
     assert sorted(row["occurrence"] for row in events) == [1, 1, 1, 2]
 
 
 def test_equal_broken_lines_of_one_file_are_two_rejected_records(spark: SparkSession) -> None:
     frame = records(spark, [("u", "i", None), ("u", "i", None)])
-    rejected = rejected_records(judge(frame, IngestConfig(columns=COLUMNS), NOW)).collect()
+    rejected = rejected_records(laid_out(judge(frame, IngestConfig(columns=COLUMNS), NOW), 2)).collect()
     assert len({row["record_id"] for row in rejected}) == 2
     assert rejected[0]["raw"] == '{"u":"u","i":"i"}'
 

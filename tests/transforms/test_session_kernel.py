@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from llm_spark.transforms.session_kernel import SessionRules, sessionize_batches
 
 Event = tuple[str, str | None, int]  # user, session key, time in seconds
+DAY = 50  # seconds of a day in this file
 
 
 def batches_of(events: list[Event], cuts: list[int]) -> list[pa.RecordBatch]:
@@ -24,6 +25,7 @@ def batches_of(events: list[Event], cuts: list[int]) -> list[pa.RecordBatch]:
             "item_id": pa.array([f"i{place}" for place in range(len(events))], pa.string()),
             "event_type": pa.array(["view"] * len(events), pa.string()),
             "value": pa.array([None if place % 3 else float(place) for place in range(len(events))], pa.float64()),
+            "local_day": pa.array([time // DAY for _, _, time in events], pa.int32()),
         }
     )
     edges = [0, *sorted(min(cut, len(events)) for cut in cuts), len(events)]
@@ -62,6 +64,7 @@ def brute_force(events: list[Event], rules: SessionRules) -> list[list[str]]:
                     same_user
                     and event[2] - last[2] <= rules.gap_seconds
                     and event[2] - first[2] <= rules.max_length_seconds
+                    and not (rules.by_day and event[2] // DAY != last[2] // DAY)
                 )
             if goes_on and len(sessions[-1]) < rules.max_events:
                 sessions[-1].append((place, event))
@@ -97,6 +100,26 @@ def test_events_without_a_session_key_go_by_the_gap_where_others_have_one() -> N
     assert sessions_of(events, SessionRules(30, 60, 100, by_key=True)) == [["i0"], ["i1"], ["i2"]]
 
 
+def test_a_session_ends_with_the_day_only_where_days_are_cut_and_the_log_gives_no_key() -> None:
+    events: list[Event] = [("u", None, 45), ("u", None, 50), ("v", "a", 45), ("v", "a", 50)]
+    assert sessions_of(events, by_gap(30)) == [["i0", "i1"], ["i2", "i3"]]
+    assert sessions_of(events, SessionRules(30, 10**6, 10**6, by_key=True, by_day=True)) == [
+        ["i0"],
+        ["i1"],
+        ["i2", "i3"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pause", "sessions"), [(30_000_000, 1), (30_000_001, 2)], ids=["the gap", "a microsecond more"]
+)
+def test_a_microsecond_beyond_the_gap_opens_a_session(pause: int, sessions: int) -> None:
+    (batch,) = batches_of([("u", None, 0), ("u", None, 0)], [])
+    times = pa.array([0, pause], pa.timestamp("us", tz="UTC"))
+    batch = batch.set_column(batch.schema.get_field_index("event_time"), "event_time", times)
+    assert sum(out.num_rows for out in sessionize_batches([batch], by_gap(30))) == sessions
+
+
 def test_no_events_give_no_sessions() -> None:
     assert sessions_of([], by_gap(30)) == []
 
@@ -121,14 +144,15 @@ logs = st.lists(st.tuples(st.sampled_from("uvw"), st.sampled_from([None, "a", "b
     length=st.integers(1, 120),
     most=st.integers(1, 12),
     by_key=st.booleans(),
+    by_day=st.booleans(),
 )
 def test_any_log_cut_into_any_batches_gives_the_sessions_of_the_brute_force(
-    events: list[Event], cuts: list[int], gap: int, length: int, most: int, by_key: bool
+    events: list[Event], cuts: list[int], gap: int, length: int, most: int, by_key: bool, by_day: bool
 ) -> None:
     ordered = sorted(
         events, key=lambda event: (event[0], (event[1] is not None, event[1] or "") if by_key else (), event[2])
     )
-    rules = SessionRules(gap, length, most, by_key)
+    rules = SessionRules(gap, length, most, by_key, by_day)
     assert sessions_of(ordered, rules, cuts) == brute_force(ordered, rules)
 
 

@@ -1,0 +1,71 @@
+"""What was added to a table between two versions, from the JSON commits of its Delta log (Delta protocol: "Actions")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from pyspark.errors import AnalysisException
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql import types as t
+
+from llm_spark.schemas import Table
+from llm_spark.tables.warehouse import Warehouse
+
+_COMMIT = """add struct<path: string, dataChange: boolean, stats: string>, remove struct<path: string, dataChange: boolean>,
+metaData struct<id: string>"""
+_NUM_RECORDS = "get_json_object(add.stats, '$.numRecords')"
+
+
+@dataclass(frozen=True)
+class Additions:
+    """Files whose rows a table gained, and the number of those rows."""
+
+    files: tuple[str, ...]
+    num_rows: int
+
+
+def additions(warehouse: Warehouse, table: Table, after: int, until: int) -> Additions | None:
+    """What the commits after version `after`, up to and with `until`, added.
+
+    None where that cannot be told: rows were removed or changed, the table was made anew, or the log no longer reaches back. Rewriting
+    without a change of rows (OPTIMIZE) counts for nothing.
+    """
+    spark, root = warehouse.spark, warehouse.path(table)
+    commits = [f"{root}/_delta_log/{version:020d}.json" for version in range(after + 1, until + 1)]
+    if not commits:
+        return Additions((), 0) if after == until else None
+    try:
+        actions = spark.read.schema(_COMMIT).json(commits)
+        # A commit whose data changed without a note of it in the action counts as a change.
+        changed = actions.where(
+            F.coalesce("add.dataChange", "remove.dataChange", F.lit(True))
+            & F.coalesce("add.path", "remove.path", "metaData.id").isNotNull()
+        )
+        rows = changed.select(
+            "add.path",
+            F.expr(_NUM_RECORDS).cast("bigint").alias("num_rows"),
+            F.col("add").isNull().alias("no_addition"),
+        ).collect()
+    except AnalysisException as error:
+        if error.getCondition() != "PATH_NOT_FOUND":
+            raise
+        return None
+    if any(row["no_addition"] or row["num_rows"] is None for row in rows):
+        return None
+    files = tuple(path if "://" in path else f"{root}/{path}" for path in (unquote(row["path"]) for row in rows))
+    return Additions(files, sum(row["num_rows"] for row in rows))
+
+
+def read_additions(warehouse: Warehouse, table: Table, added: Additions, columns: list[str]) -> DataFrame | None:
+    """The added rows, in `columns` (none of which partitions the table); None where a file is gone, by VACUUM."""
+    schema = t.StructType([table.schema[name] for name in columns])
+    if not added.files:
+        return warehouse.spark.createDataFrame([], schema)
+    try:
+        return warehouse.spark.read.schema(schema).parquet(*added.files).select(columns)
+    except AnalysisException as error:
+        if error.getCondition() != "PATH_NOT_FOUND":
+            raise
+        return None

@@ -1,0 +1,238 @@
+"""Events that come after their sessions were made: the table equals a full recompute, and what they do not touch stays as it is."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import deltalake
+import pytest
+from delta.tables import DeltaTable
+from pyspark.sql import functions as F
+
+from llm_spark.config import Config, SessionizeConfig
+from llm_spark.errors import UsageError
+from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.stages import run_stage
+from llm_spark.schemas import EVENTS, SESSIONS
+from llm_spark.tables.warehouse import Warehouse
+from tests.integration.session_logs import LoggedEvent, arrive, found_sessions, random_log, reference_sessions
+
+GAP = 30
+START = datetime(2025, 3, 31, 23, 50)
+
+
+@pytest.fixture
+def warehouse(spark, tmp_path: Path) -> Warehouse:  # type: ignore[no-untyped-def]
+    return Warehouse(spark, str(tmp_path / "warehouse"))
+
+
+def settings(by_key: bool = False, **changes: object) -> Config:
+    config = Config(sessionize=replace(SessionizeConfig(gap_seconds=GAP, num_buckets=2), **changes))  # type: ignore[arg-type]
+    columns = replace(config.ingest.columns, session="key" if by_key else None)
+    return replace(config, ingest=replace(config.ingest, columns=columns))
+
+
+def was_rebuilt_wholly(account: Account) -> bool:
+    return "new_events" not in account.rows_in
+
+
+def check_nights(warehouse: Warehouse, events: list[LoggedEvent], config: Config, offset_minutes: int) -> None:
+    by_key = config.ingest.columns.session is not None
+    arrived: list[LoggedEvent] = []
+    for night in range(1 + max(event.night for event in events)):
+        tonight = [event for event in events if event.night == night]
+        arrived += tonight
+        arrive(warehouse, tonight)
+        account = run_stage("sessionize", warehouse, config)
+        assert was_rebuilt_wholly(account) == (night == 0)
+        expected = reference_sessions(arrived, config.sessionize, by_key, offset_minutes)
+        assert found_sessions(warehouse.read(SESSIONS)) == expected
+
+
+@pytest.mark.parametrize(
+    ("by_key", "day_cut", "offset_minutes"), [(False, "+05:30", 330), (True, None, 0)], ids=["by gap and day", "by key"]
+)
+def test_events_late_by_any_time_and_order_give_the_sessions_that_duckdb_makes_of_all_events(
+    warehouse: Warehouse, by_key: bool, day_cut: str | None, offset_minutes: int
+) -> None:
+    config = settings(by_key, max_length_seconds=150, max_events=4, day_cut=day_cut)
+    check_nights(warehouse, random_log(seed=7, num_users=240, num_nights=2), config, offset_minutes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_many_nights_of_late_events_give_the_sessions_that_duckdb_makes_of_all_events(
+    warehouse: Warehouse, seed: int
+) -> None:
+    by_key, day_cut = seed % 3 == 2, [None, "-07:00"][seed % 2]
+    limits = {"max_length_seconds": [60, 150, 10**6][seed % 3], "max_events": [2, 4, 1000][seed % 3]}
+    config = settings(by_key, day_cut=day_cut, **limits)
+    check_nights(warehouse, random_log(seed, num_users=400, num_nights=5, late_share=0.3), config, -420)
+
+
+def event(user: str, seconds: int, name: str, key: str | None = None) -> LoggedEvent:
+    return LoggedEvent(name, user, START + timedelta(seconds=seconds), key)
+
+
+def many_users(num: int = 40) -> list[LoggedEvent]:
+    """Two sessions a user: one in March, one in April."""
+    return [event(f"v{user}", at, f"v{user}-{at}") for user in range(num) for at in (0, 10, 1_000, 1_010)]
+
+
+def rows_by_file(warehouse: Warehouse) -> dict[str, bytes]:
+    root = Path(warehouse.path(SESSIONS))
+    files = [row[0] for row in warehouse.read(SESSIONS).select("_metadata.file_path").distinct().collect()]
+    paths = [Path(file.removeprefix("file://").removeprefix("file:")) for file in files]
+    return {str(path.relative_to(root)): path.read_bytes() for path in paths}
+
+
+@pytest.fixture
+def evening(warehouse: Warehouse) -> tuple[Warehouse, list[LoggedEvent]]:
+    """Sessions of many users and of one `u`, who came twice within what may become one session."""
+    events = [*many_users(), event("u", 0, "a"), event("u", 10, "b"), event("u", 60, "d"), event("u", 70, "e")]
+    arrive(warehouse, events)
+    run_stage("sessionize", warehouse, settings())
+    return warehouse, events
+
+
+def test_a_late_event_that_joins_two_sessions_leaves_all_others_and_their_files_alone(
+    evening: tuple[Warehouse, list[LoggedEvent]],
+) -> None:
+    warehouse, events = evening
+    ids = {row["session_id"] for row in warehouse.read(SESSIONS).where("user_id <> 'u'").collect()}
+    files = rows_by_file(warehouse)
+    late = event("u", 35, "c")
+    arrive(warehouse, [late])
+    account = run_stage("sessionize", warehouse, settings())
+    assert (account.rows_in, account.rows_out) == ({"new_events": 1}, {"sessions rebuilt": 1})
+    joined = warehouse.read(SESSIONS).where("user_id = 'u'").collect()
+    assert [row["item_ids"] for row in joined] == [["a", "b", "c", "d", "e"]]
+    others = warehouse.read(SESSIONS).where("user_id <> 'u'")
+    assert {row["session_id"] for row in others.collect()} == ids
+    now = rows_by_file(warehouse)
+    (part,) = {(row["started_month"], row["user_bucket"]) for row in joined}
+    elsewhere = {name for name in files if f"{part[0]}/user_bucket={part[1]}" not in name}
+    assert len(elsewhere) == len(files) - 1 == 3
+    assert all(now[name] == files[name] for name in elsewhere)
+    config = settings().sessionize
+    assert found_sessions(warehouse.read(SESSIONS)) == reference_sessions([*events, late], config, False)
+
+
+def test_a_second_run_after_late_events_has_nothing_to_do(evening: tuple[Warehouse, list[LoggedEvent]]) -> None:
+    warehouse, _ = evening
+    arrive(warehouse, [event("u", 35, "c")])
+    run_stage("sessionize", warehouse, settings())
+    version = warehouse.version(SESSIONS)
+    assert run_stage("sessionize", warehouse, settings()).nothing_to_do
+    assert warehouse.version(SESSIONS) == version
+
+
+def test_an_update_that_dies_before_its_commit_leaves_the_old_sessions_and_is_made_up_for_by_the_next_run(
+    evening: tuple[Warehouse, list[LoggedEvent]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warehouse, events = evening
+    before = found_sessions(warehouse.read(SESSIONS))
+    late = event("u", 35, "c")
+    arrive(warehouse, [late])
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Warehouse, "replace_where", die)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage("sessionize", warehouse, settings())
+    assert found_sessions(warehouse.read(SESSIONS)) == before
+    assert not was_rebuilt_wholly(run_stage("sessionize", warehouse, settings()))
+    expected = reference_sessions([*events, late], settings().sessionize, False)
+    assert found_sessions(warehouse.read(SESSIONS)) == expected
+
+
+def remove_user(warehouse: Warehouse) -> None:
+    warehouse.delete(EVENTS, F.col("user_id") == "v0")
+
+
+def lose_the_log(warehouse: Warehouse) -> None:
+    deltalake.DeltaTable(warehouse.path(EVENTS)).create_checkpoint()
+    (Path(warehouse.path(EVENTS)) / "_delta_log" / f"{warehouse.version(EVENTS):020d}.json").unlink()
+
+
+def lose_a_file(warehouse: Warehouse) -> None:
+    DeltaTable.forPath(warehouse.spark, warehouse.path(EVENTS)).optimize().executeCompaction()
+    warehouse.spark.conf.set("spark.databricks.delta.retentionDurationCheck.enabled", "false")
+    DeltaTable.forPath(warehouse.spark, warehouse.path(EVENTS)).vacuum(0)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "told"),
+    [(remove_user, "cannot be told"), (lose_the_log, "cannot be told"), (lose_a_file, "are gone")],
+    ids=["rows removed", "log gone", "files gone"],
+)
+def test_where_the_added_events_cannot_be_told_all_sessions_are_rebuilt(
+    evening: tuple[Warehouse, list[LoggedEvent]], trouble: Callable[[Warehouse], None], told: str
+) -> None:
+    warehouse, events = evening
+    late = event("u", 35, "c")
+    arrive(warehouse, [late])
+    trouble(warehouse)
+    account = run_stage("sessionize", warehouse, settings())
+    assert was_rebuilt_wholly(account)
+    assert any(told in remark for remark in account.remarks)
+    kept = [e for e in [*events, late] if trouble is not remove_user or e.user_id != "v0"]
+    assert found_sessions(warehouse.read(SESSIONS)) == reference_sessions(kept, settings().sessionize, False)
+
+
+def test_compacting_the_events_leaves_nothing_to_do(evening: tuple[Warehouse, list[LoggedEvent]]) -> None:
+    warehouse, _ = evening
+    arrive(warehouse, [event("u", 35, "c")])
+    run_stage("sessionize", warehouse, settings())
+    DeltaTable.forPath(warehouse.spark, warehouse.path(EVENTS)).optimize().executeCompaction()
+    assert "no event was added" in run_stage("sessionize", warehouse, settings()).nothing_to_do
+
+
+def test_other_settings_rebuild_all_sessions(evening: tuple[Warehouse, list[LoggedEvent]]) -> None:
+    warehouse, events = evening
+    account = run_stage("sessionize", warehouse, settings(max_events=1))
+    assert was_rebuilt_wholly(account)
+    assert warehouse.read(SESSIONS).count() == len(events)
+
+
+def test_a_table_of_an_earlier_layout_is_rebuilt_in_todays_with_its_comments(
+    evening: tuple[Warehouse, list[LoggedEvent]],
+) -> None:
+    warehouse, events = evening
+    old = warehouse.read(SESSIONS).drop("session_key", "started_month").localCheckpoint()
+    shutil.rmtree(warehouse.path(SESSIONS))
+    old.write.format("delta").partitionBy("user_bucket").option("userMetadata", '{"events": 0}').save(
+        warehouse.path(SESSIONS)
+    )
+    run_stage("sessionize", warehouse, settings())
+    now = warehouse.read(SESSIONS)
+    assert found_sessions(now) == reference_sessions(events, settings().sessionize, False)
+    comments = {field.name: field.metadata.get("comment") for field in now.schema.fields}
+    assert comments == {field.name: field.metadata["comment"] for field in SESSIONS.schema.fields}
+
+
+def test_a_session_ends_at_the_zones_midnight_also_where_the_clock_changes(warehouse: Warehouse) -> None:
+    # In London midnight is 00:00 UTC on 30 March 2025 and, an hour put forward, 23:00 UTC on that day.
+    spans = {"30th": datetime(2025, 3, 29, 23, 59, 50), "31st": datetime(2025, 3, 30, 22, 59, 50)}
+    events = [
+        LoggedEvent(f"{user}{place}", user, start + timedelta(seconds=10 * place))
+        for user, start in spans.items()
+        for place in range(3)
+    ]
+    arrive(warehouse, events)
+    run_stage("sessionize", warehouse, settings(day_cut="Europe/London"))
+    rows = warehouse.read(SESSIONS).collect()
+    assert sorted(row["item_ids"] for row in rows) == [["30th0"], ["30th1", "30th2"], ["31st0"], ["31st1", "31st2"]]
+
+
+def test_a_day_cut_in_an_unknown_zone_is_refused_in_one_line(evening: tuple[Warehouse, list[LoggedEvent]]) -> None:
+    warehouse, _ = evening
+    with pytest.raises(UsageError, match=r"sessionize.day_cut is 'Mars/Base', which is no time zone") as refused:
+        run_stage("sessionize", warehouse, settings(day_cut="Mars/Base"))
+    assert "\n" not in str(refused.value)
