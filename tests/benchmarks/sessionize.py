@@ -153,8 +153,10 @@ def fingerprint(out: Path, shape: LogShape) -> tuple[int, int, int, int]:
 def incremental_costs(log: Log) -> dict[str, Cost]:
     """The stage on all but 2 % of the log, then on 1 % that are the newest, then on 1 % spread over all times and users."""
     late = F.pmod(F.xxhash64("event_id"), F.lit(100)) == 0
-    newest = F.lit(log.rows().agg(F.percentile("event_time", F.lit(0.99))).first()[0]).cast("timestamp")  # type: ignore[index]
-    is_newest = ~late & (F.col("event_time") >= newest)
+    nearly_end = F.timestamp_micros(F.percentile(F.unix_micros("event_time"), F.lit(0.99)).cast("bigint"))
+    boundary = log.rows().agg(nearly_end.alias("at")).first()
+    assert boundary is not None
+    is_newest = ~late & (F.col("event_time") >= F.lit(boundary["at"]))
     log.add(log.rows(~late & ~is_newest))
     log.run_in_full()
     costs = {}

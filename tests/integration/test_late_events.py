@@ -11,6 +11,7 @@ from pathlib import Path
 import deltalake
 import pytest
 from delta.tables import DeltaTable
+from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from llm_spark.config import Config, SessionizeConfig
@@ -26,7 +27,7 @@ START = datetime(2025, 3, 31, 23, 50)
 
 
 @pytest.fixture
-def warehouse(spark, tmp_path: Path) -> Warehouse:  # type: ignore[no-untyped-def]
+def warehouse(spark: SparkSession, tmp_path: Path) -> Warehouse:
     return Warehouse(spark, str(tmp_path / "warehouse"))
 
 
@@ -90,13 +91,24 @@ def rows_by_file(warehouse: Warehouse) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
-@pytest.fixture
-def evening(warehouse: Warehouse) -> tuple[Warehouse, list[LoggedEvent]]:
-    """Sessions of many users and of one `u`, who came twice within what may become one session."""
+@pytest.fixture(scope="module")
+def prepared(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[LoggedEvent]]:
+    folder = tmp_path_factory.mktemp("evening") / "warehouse"
+    warehouse = Warehouse(spark, str(folder))
     events = [*many_users(), event("u", 0, "a"), event("u", 10, "b"), event("u", 60, "d"), event("u", 70, "e")]
     arrive(warehouse, events)
     run_stage("sessionize", warehouse, settings())
-    return warehouse, events
+    return folder, events
+
+
+@pytest.fixture
+def evening(
+    prepared: tuple[Path, list[LoggedEvent]], spark: SparkSession, tmp_path: Path
+) -> tuple[Warehouse, list[LoggedEvent]]:
+    """Sessions of many users and of one `u`, who came twice within what may become one session; to change at will."""
+    folder, events = prepared
+    shutil.copytree(folder, tmp_path / "evening")
+    return Warehouse(spark, str(tmp_path / "evening")), events
 
 
 def test_a_late_event_that_joins_two_sessions_leaves_all_others_and_their_files_alone(
