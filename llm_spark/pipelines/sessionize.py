@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from pyspark import StorageLevel
@@ -63,8 +64,12 @@ class _Work:
         self.settings = {"rules": RULES_VERSION, "by_key": by_key, **asdict(config)}
         self.events = warehouse.read(EVENTS, self.events_version)
 
+    @cached_property
+    def num_events(self) -> int:
+        return self.events.count()  # from the statistics in the log, without reading a row
+
     def origin(self) -> dict[str, Any]:
-        return {"events": self.events_version, "settings": self.settings}
+        return {"events": self.events_version, "num_events": self.num_events, "settings": self.settings}
 
 
 @dataclass(frozen=True)
@@ -84,13 +89,12 @@ class _Sums:
 
 
 def _rebuild(work: _Work) -> None:
-    num_events = work.events.count()
-    if num_events == 0:
+    if work.num_events == 0:
         raise DataError("the events table is empty: run `llm-spark ingest` on logs that hold events")
     work.warehouse.replace(SESSIONS, sessionize_events(work.events, work.config, work.by_key), work.origin())
     found = _Sums.of(work.warehouse.read(SESSIONS))
-    _check_events(work, num_events, found.num_events)
-    work.account.rows_in = {"events": num_events}
+    _check_events(work, work.num_events, found.num_events)
+    work.account.rows_in = {"events": work.num_events}
     work.account.rows_out = {"sessions": found.num_sessions}
 
 
@@ -116,8 +120,10 @@ def _update(work: _Work, made: dict[str, Any]) -> str | None:
     if added.num_rows == 0:
         account.nothing_to_do = f"no event was added since events v{made['events']}"
         return None
-    if added.num_rows > _REBUILD_SHARE * work.events.count():
-        return f"{added.num_rows:,} events are new"
+    if made["num_events"] + added.num_rows != work.num_events:
+        return f"events holds {work.num_events:,} rows, of which {made['num_events']:,} were there and {added.num_rows:,} are new"
+    if added.num_rows > _REBUILD_SHARE * work.num_events:
+        return f"{added.num_rows:,} of {work.num_events:,} events are new"
     new_events = read_additions(warehouse, EVENTS, added, _NEW_EVENT_COLUMNS)
     if new_events is None:
         return f"files added to events since v{made['events']} are gone"
