@@ -64,7 +64,10 @@ class Warehouse:
         """The newest version. UserError where the table is missing."""
         if not self.exists(table):
             raise self._missing(table)
-        return int(self._snapshot(table).version())
+        # The log's own snapshot: a query of the history takes ten times as long.
+        jvm: Any = self.spark._jvm
+        log = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(self.spark._jsparkSession, self.path(table))
+        return int(log.update(False, jvm.scala.Option.empty(), jvm.scala.Option.empty()).version())
 
     def read(self, table: Table, version: int | None = None) -> DataFrame:
         """The table, at its newest version or a pinned one. UserError naming the stage to run where it is missing."""
@@ -170,6 +173,12 @@ class Warehouse:
         appender = _conform(rows, table).write.format("delta").mode("append")
         appender.option("txnAppId", writer).option("txnVersion", turn).save(self.path(table))
 
+    def _snapshot(self, table: Table) -> Any:
+        # The log's own: a query of the history takes ten times as long.
+        jvm: Any = self.spark._jvm
+        log = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(self.spark._jsparkSession, self.path(table))
+        return log.update(False, jvm.scala.Option.empty(), jvm.scala.Option.empty())
+
     def register(self) -> list[str]:
         """Make each table that exists a temporary view of its name, and `predictions_current`; returns the names."""
         names = []
@@ -232,16 +241,11 @@ class Warehouse:
             ) from error
         return True
 
-    def _snapshot(self, table: Table) -> Any:
-        """The log's own snapshot: a query of the history takes ten times as long."""
-        jvm: Any = self.spark._jvm
-        log = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(self.spark._jsparkSession, self.path(table))
-        return log.update(False, jvm.scala.Option.empty(), jvm.scala.Option.empty())
-
     def _laid_out_otherwise(self, table: Table) -> bool:
         """Whether the table was made by an earlier version of this program, with other columns or partitions."""
-        partition_by = self._snapshot(table).metadata().partitionColumns().mkString(",").split(",")
-        return (self.read(table).columns, partition_by) != (table.schema.names, list(table.partition_by or [""]))
+        detail = DeltaTable.forPath(self.spark, self.path(table)).detail().select("partitionColumns").first()
+        assert detail is not None
+        return (self.read(table).columns, detail[0]) != (table.schema.names, list(table.partition_by))
 
     def _history(self, table: Table) -> Any:
         if not self.exists(table):
