@@ -76,12 +76,16 @@ def _parser() -> argparse.ArgumentParser:
         added = command(stage, what, _run_stage)
         configured(added)
         added.add_argument("--show-config", action="store_true", help="print the merged settings and stop")
+    maintain = command("maintain", "join small files, and remove those that no version in use needs", _run_stage)
+    configured(maintain)
+    maintain.add_argument("--show-config", action="store_true", help="print the merged settings and stop")
+    maintain.add_argument("--force", action="store_true", help="also remove versions that a model was trained on")
     query = command("sql", "query the tables", _run_sql)
     query.add_argument("query", metavar="SELECT", help="Spark SQL; the tables are registered by name")
     query.add_argument("--format", choices=("table", "csv", "json"), default="table")
     query.add_argument("--max-rows", type=int, default=1000, metavar="N")
     configured(query)
-    configured(command("tables", "what is in the warehouse: version, rows, newest event", _run_tables))
+    configured(command("tables", "what is in the warehouse: versions, rows, newest event, files", _run_tables))
     simulate = command(
         "simulate", "write raw logs of simulated users, with every trouble that real logs have", _run_simulate
     )
@@ -98,13 +102,14 @@ def _load(given: argparse.Namespace, needs: tuple[str, ...] = ()) -> Config:
 
 
 def _run_stage(given: argparse.Namespace) -> None:
-    loaded = _load(given, () if given.show_config else _NEEDS[given.command])
+    loaded = _load(given, () if given.show_config else _NEEDS.get(given.command, ()))
     if given.show_config:
         print(settings.show(loaded), end="")
         return
     from llm_spark.pipelines.stages import run_stage
 
-    _with_spark(loaded, lambda warehouse: run_stage(given.command, warehouse, loaded))
+    options = {"force": True} if getattr(given, "force", False) else {}
+    _with_spark(loaded, lambda warehouse: run_stage(given.command, warehouse, loaded, **options))
 
 
 def _with_spark(loaded: Config, work: Callable) -> None:

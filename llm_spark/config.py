@@ -283,9 +283,17 @@ class ClipValuesConfig:
         _require(self.min_values > 0, "sequences.clip_values.min_values", self.min_values, "give a number above 0")
 
 
+SPLIT_KINDS = ("time", "leave_last_session_out", "leave_last_event_out")
+
+
 @dataclass(frozen=True)
 class SequencesConfig:
     """From `sessions` to `vocabulary` and `sequences`."""
+
+    split: str = "time"
+    """time: training ends at train_until, validation at validation_until, and nothing later is known to training. leave_last_session_out,
+    leave_last_event_out: each user's last session (event) is test and the one before it validation, as in many papers; a user with fewer
+    than three is trained on whole. There other users' training may be later than a user's test: only `time` measures what a night will do."""
 
     max_tokens: int = 200
     """The longest row. A longer history becomes several rows."""
@@ -304,6 +312,14 @@ class SequencesConfig:
     clip_values: ClipValuesConfig = field(default_factory=ClipValuesConfig)
 
     def __post_init__(self) -> None:
+        _one_of("sequences.split", self.split, SPLIT_KINDS)
+        timed = self.train_until is not None or self.validation_until is not None
+        _require(
+            self.split == "time" or not timed,
+            "sequences.split",
+            self.split,
+            "leave out train_until and validation_until, or split by time",
+        )
         _require(self.max_tokens >= 2, "sequences.max_tokens", self.max_tokens, "give 2 or more")
         ok = 1 <= self.burn_in_tokens < self.max_tokens
         _require(ok, "sequences.burn_in_tokens", self.burn_in_tokens, "give 1 or more, below sequences.max_tokens")
@@ -444,6 +460,20 @@ class ScoreConfig:
 
 
 @dataclass(frozen=True)
+class MaintainConfig:
+    """Compaction, and removal of files that nothing needs."""
+
+    target_file_mib: int = 128
+    """Small files are joined into files of about this size: few enough to list, small enough for one task."""
+    retention_hours: int = 168
+    """A version younger than this stays readable, and no younger file is touched. Longer than any stage or query runs; a week, as Delta's own."""
+
+    def __post_init__(self) -> None:
+        _require(self.target_file_mib > 0, "maintain.target_file_mib", self.target_file_mib, "give a number above 0")
+        _require(self.retention_hours >= 0, "maintain.retention_hours", self.retention_hours, "give 0 or more")
+
+
+@dataclass(frozen=True)
 class Config:
     """All stages' settings."""
 
@@ -457,6 +487,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    maintain: MaintainConfig = field(default_factory=MaintainConfig)
 
 
 def _known_keys(node: type, prefix: str = "") -> list[str]:

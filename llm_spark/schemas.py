@@ -46,6 +46,10 @@ class Table:
     written_by: str
     schema: t.StructType
     partition_by: tuple[str, ...] = ()
+    rows_per_group: int = 0
+    """Rows of a Parquet row group, 0 for what fits into 128 MiB."""
+    is_pinned: bool = False
+    """Whether models pin versions of it, which then have to stay readable."""
 
 
 def _columns(*columns: tuple[str, t.DataType, str]) -> t.StructType:
@@ -161,6 +165,7 @@ VOCABULARY = Table(
         ("num_events", LONG, "its events in the training window when it was added"),
         ("first_seen_at", TIME, "its first event in that window"),
     ),
+    is_pinned=True,
 )
 
 EVENT_TYPES = Table(
@@ -173,6 +178,7 @@ EVENT_TYPES = Table(
         ("num_events", LONG, "its events in the training window when it was added"),
         ("first_seen_at", TIME, "its first event in that window"),
     ),
+    is_pinned=True,
 )
 
 SEQUENCES = Table(
@@ -192,6 +198,9 @@ SEQUENCES = Table(
         ("started_at", TIME, "time of the first token"),
     ),
     ("split",),
+    # A reader shuffles and shards row groups: some ten thousand rows are quick to read and still many groups.
+    rows_per_group=16_384,
+    is_pinned=True,
 )
 
 MODELS = Table(

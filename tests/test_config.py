@@ -71,6 +71,9 @@ def test_settings_that_a_stage_does_not_need_may_be_missing() -> None:
         "train.seed=abc",
         "sequences.burn_in_tokens=0",
         "sequences.train_until=2025-01-01",
+        "sequences.split=by_time",
+        "maintain.retention_hours=-1",
+        "maintain.target_file_mib=0",
         "nonsense",
         "ingest.filters=[a",
         "warehouse=${nothing}",
@@ -113,6 +116,11 @@ def test_attributes_are_all_rejected_or_all_dropped_for_their_reason_is_one() ->
     named = ["ingest.columns.attributes={a: a, b: b}"]
     assert "not both" in message(*named, "ingest.missing.attributes={a: drop, b: reject}")
     assert config.load(None, [*named, "ingest.missing.attributes={a: drop, b: none}"]).ingest.missing.attributes
+
+
+def test_times_are_refused_for_a_split_that_is_not_by_time() -> None:
+    times = ["sequences.train_until=2025-01-01", "sequences.validation_until=2025-01-02"]
+    assert "sequences.split is 'leave_last_event_out'" in message("sequences.split=leave_last_event_out", *times)
 
 
 def test_a_file_that_is_missing_or_no_yaml_is_refused(tmp_path: Path) -> None:

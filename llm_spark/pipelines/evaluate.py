@@ -14,10 +14,12 @@ from llm_spark.evaluation.baselines import popularity_ranks
 from llm_spark.evaluation.metrics import ranking_metrics
 from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.certificate import require_certificate
 from llm_spark.pipelines.registry import Champion, champion
 from llm_spark.schemas import EVALUATION, SEQUENCES, VOCABULARY
 from llm_spark.scoring import TARGET_RANKS_DDL, target_ranks
 from llm_spark.tables.warehouse import Warehouse
+from llm_spark.transforms.history_kernel import BY_TIME
 
 _MODEL_INPUTS = (
     "sequence_id",
@@ -32,14 +34,19 @@ _MODEL_INPUTS = (
 
 
 def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
-    """Rank every test position against the whole vocabulary of the model, and by popularity, and write the metrics."""
+    """Rank every test position against the whole vocabulary of the model, and by popularity, and write the metrics.
+
+    DataError where the sequences have no certificate that passes, or the model may have seen what would test it.
+    """
     model = champion(warehouse)
     version = warehouse.version(SEQUENCES)
-    origin = {"model_id": model.model_id, "sequences": version, "ks": list(config.evaluate.ks)}
+    data_version = warehouse.data_version(SEQUENCES, version)
+    origin = {"model_id": model.model_id, "sequences": data_version, "ks": list(config.evaluate.ks)}
     if warehouse.origin(EVALUATION) == origin:
         account.nothing_to_do = f"model {model.model_id} was evaluated on sequences v{version} already"
         return
-    _check_unseen(warehouse, model)
+    require_certificate(warehouse)
+    _check_unseen(warehouse, model, data_version)
     all_sequences = warehouse.read(SEQUENCES, version)
     test = all_sequences.where(F.col("split") == "test")
     vocabulary = warehouse.read(VOCABULARY).where(F.col("token") < model.num_tokens)
@@ -51,7 +58,7 @@ def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
         num_targets = ranks.count()
         if num_targets == 0:
             raise DataError(
-                "the test split has no position to predict: move sequences.validation_until, or bring later events"
+                "the test split has no position to predict: move sequences.validation_until or choose another sequences.split, or bring later events"
             )
         by_popularity = popularity_ranks(ranks, all_sequences.where(F.col("split") == "train"), vocabulary)
         metrics = _named(ranks, "model", config).unionByName(_named(by_popularity, "popularity", config))
@@ -65,14 +72,23 @@ def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
     account.remarks += evaluation_lines(warehouse, model.model_id)
 
 
-def _check_unseen(warehouse: Warehouse, model: Champion) -> None:
-    """The test window must begin where the model's own data ended, or later."""
-    begins = (warehouse.origin(SEQUENCES) or {}).get("validation_until", "")
-    if begins < model.validation_until:
-        raise DataError(
-            f"the test sequences begin at {begins} and model {model.model_id} has seen events up to {model.validation_until}: "
-            "run `llm-spark train` on these sequences first"
-        )
+def _check_unseen(warehouse: Warehouse, model: Champion, data_version: int) -> None:
+    """The model must not have seen what tests it.
+
+    The certificate says so of the sequences that it was trained on. Of others it is known only where both are split by time, and the test
+    begins where the model's own data ended, or later.
+    """
+    if data_version == model.sequences_version:
+        return
+    note = warehouse.origin(SEQUENCES) or {}
+    if note["split"] == model.split == BY_TIME and model.validation_until is not None:
+        if note["validation_until"] >= model.validation_until:
+            return
+        seen = f"begin at {note['validation_until']} and model {model.model_id} has seen events up to {model.validation_until}"
+    else:
+        theirs = f"v{model.sequences_version}, split by {model.split}"
+        seen = f"are v{data_version}, split by {note['split']}, and model {model.model_id} has seen {theirs}"
+    raise DataError(f"the test sequences {seen}: run `llm-spark train` on these sequences first")
 
 
 def _named(ranks: DataFrame, recommender: str, config: Config) -> DataFrame:

@@ -37,13 +37,41 @@ def print_query(warehouse: Warehouse, query: str, form: str, max_rows: int) -> N
 
 
 def print_tables(warehouse: Warehouse) -> None:
-    """Every table that exists: version, rows, newest event."""
+    """Every table that exists: version, rows, newest event, files, size, versions that can be read."""
     states = warehouse.states()
     if not states:
         log.info("no table is in the warehouse '%s' yet", warehouse.root)
         return
-    rows = [(state.name, state.version, f"{state.num_rows:,}", state.newest_event or "") for state in states]
-    print_table(["table", "version", "rows", "newest event (UTC)"], rows)
+    rows = [
+        (
+            state.name,
+            state.version,
+            f"{state.num_rows:,}",
+            state.newest_event or "",
+            f"{state.num_files:,}",
+            _size(state.num_bytes),
+            _ranges(state.readable),
+        )
+        for state in states
+    ]
+    print_table(["table", "version", "rows", "newest event (UTC)", "files", "size", "readable versions"], rows)
+
+
+def _size(num_bytes: int) -> str:
+    """In the largest binary unit of which there is at least one."""
+    size, units = float(num_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.1f} {units[0]}" if units[0] != "B" else f"{num_bytes} B"
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    """Ascending whole numbers in words: `0-2, 5`."""
+    ends = [
+        number for place, number in enumerate(numbers) if place + 1 == len(numbers) or numbers[place + 1] != number + 1
+    ]
+    starts = [number for place, number in enumerate(numbers) if place == 0 or numbers[place - 1] != number - 1]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def print_table(columns: list[str], rows: list[tuple]) -> None:

@@ -11,8 +11,9 @@ from llm_spark.errors import DataError, UserError
 from llm_spark.logs import log
 from llm_spark.model.artifact import load_artifact
 from llm_spark.pipelines.values import ValueTreatment
-from llm_spark.schemas import MODELS
+from llm_spark.schemas import MODELS, SEQUENCES
 from llm_spark.tables.warehouse import Warehouse
+from llm_spark.transforms.history_kernel import BY_TIME
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,12 @@ class Champion:
     path: str
     num_tokens: int
     num_event_types: int
-    validation_until: str
-    """UTC end of what it was chosen on: nothing earlier may test it."""
+    sequences_version: int
+    """The data version of the sequences that it was trained and chosen on."""
+    split: str
+    """How those were split."""
+    validation_until: str | None
+    """By time, the UTC end of what it was chosen on: nothing earlier may test it. None where each user's last was left out."""
     values: ValueTreatment
     """What was done to the values that it was trained on."""
 
@@ -37,11 +42,14 @@ def champion(warehouse: Warehouse) -> Champion:
     path = warehouse.model_path(row["model_id"])
     loaded = load_artifact(path)
     splits = loaded.tables["splits"]
+    versions = loaded.tables.get("data_versions", loaded.tables["table_versions"])
     return Champion(
         row["model_id"],
         path,
         loaded.model.num_tokens,
         loaded.model.num_event_types,
+        versions[SEQUENCES.name],
+        splits.get("split", BY_TIME),
         splits["validation_until"],
         ValueTreatment.of_json(loaded.tables.get("values")),
     )

@@ -30,7 +30,7 @@ def score(warehouse: Warehouse, config: Config, account: Account) -> None:
     origin = {
         "as_of_date": str(as_of),
         "model_id": model.model_id,
-        "sessions": sessions_version,
+        "sessions": warehouse.data_version(SESSIONS, sessions_version),
         "k": config.score.k,
         "exclude_seen": config.score.exclude_seen,
         "max_tokens": config.sequences.max_tokens,

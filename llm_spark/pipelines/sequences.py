@@ -12,49 +12,64 @@ from llm_spark.config import Config, SequencesConfig
 from llm_spark.errors import DataError, UsageError
 from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.certificate import certify, is_certified
 from llm_spark.pipelines.values import fitted_treatment, note_missing_values
 from llm_spark.schemas import EVENT_TYPES, SEQUENCES, SESSIONS, SPLITS, VOCABULARY, Table
 from llm_spark.tables.warehouse import Warehouse
+from llm_spark.tokens import FIRST_ITEM_TOKEN
 from llm_spark.transforms import vocabulary as tokens
-from llm_spark.transforms.sequences import SplitTimes, split_time_quantiles, tokenized_steps
+from llm_spark.transforms.history_kernel import BY_TIME
 from llm_spark.transforms.sequences import sequences as sequences_of
+from llm_spark.transforms.sequences import tokenized_steps
+from llm_spark.transforms.splits import SplitTimes, split_time_quantiles, training_sessions
 
 MIN_ITEMS = 2
 
 
 def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
-    """Split the sessions by time, extend the vocabulary from the training window, and write the histories of each split."""
+    """Split the sessions, extend the vocabulary from the training part, write the histories of each split, and certify them."""
     settings = config.sequences
     sessions_version = warehouse.version(SESSIONS)
-    made_from = {"sessions": sessions_version, "missing_value": config.ingest.missing.value, **asdict(settings)}
+    made_from = {
+        "sessions": warehouse.data_version(SESSIONS, sessions_version),
+        "missing_value": config.ingest.missing.value,
+        **asdict(settings),
+    }
     origin = warehouse.origin(SEQUENCES)
-    if origin is not None and origin["made_from"] == made_from:
+    if origin is not None and origin["made_from"] == made_from and is_certified(warehouse):
         account.nothing_to_do = f"sequences are those of sessions v{sessions_version} already"
         return
     sessions = warehouse.read(SESSIONS, sessions_version)
     with progress("sequences: vocabulary"):
-        times = _split_times(sessions, settings)
-        training_sessions = sessions.where(F.col("ended_at") < F.lit(times.train_until))
-        new_types = _new(warehouse, EVENT_TYPES, tokens.event_type_counts(training_sessions), "event_type", 1, 0)
-        counts = tokens.item_counts(training_sessions)
-        new_items = _new(warehouse, VOCABULARY, counts, "item_id", settings.min_item_count, settings.max_items)
+        times = _split_times(sessions, settings) if settings.split == BY_TIME else None
+        trained = training_sessions(sessions, settings.split, times)
+        added_from = {table.name: _next_token(warehouse, table) for table in (VOCABULARY, EVENT_TYPES)}
+        type_counts = tokens.event_type_counts(trained).localCheckpoint()
+        item_counts = tokens.item_counts(trained).localCheckpoint()
+        new_types = _new(warehouse, EVENT_TYPES, type_counts, "event_type", 1, 0)
+        new_items = _new(warehouse, VOCABULARY, item_counts, "item_id", settings.min_item_count, settings.max_items)
         num_items = warehouse.read_or_empty(VOCABULARY).count() + new_items.count()
         if num_items < MIN_ITEMS:
+            where = f"before {times.train_until:%Y-%m-%d %H:%M}" if times else "that are training"
             raise DataError(
                 f"the vocabulary has {num_items} items: there is no next one to choose; lower sequences.min_item_count "
-                f"(now {settings.min_item_count}) or bring more events before {times.train_until:%Y-%m-%d %H:%M}"
+                f"(now {settings.min_item_count}) or bring more events {where}"
             )
         _append(warehouse, EVENT_TYPES, new_types, "event_type")
         _append(warehouse, VOCABULARY, new_items, "item_id")
-        treatment = fitted_treatment(training_sessions, config, account)
+        treatment = fitted_treatment(trained, config, account)
         note_missing_values(sessions, treatment, account)
     with progress("sequences: histories"):
-        clipped_sessions = treatment.clipped(sessions)
-        steps = tokenized_steps(clipped_sessions, warehouse.read(VOCABULARY), warehouse.read(EVENT_TYPES))
+        # A code that an earlier night knew and that this training part does not teach stays unknown to these sequences.
+        taught_items = warehouse.read(VOCABULARY).join(item_counts.select("item_id"), "item_id", "left_semi")
+        taught_types = warehouse.read(EVENT_TYPES).join(type_counts.select("event_type"), "event_type", "left_semi")
+        steps = tokenized_steps(treatment.clipped(sessions), taught_items, taught_types)
         origin = {
             "made_from": made_from,
-            "train_until": str(times.train_until),
-            "validation_until": str(times.validation_until),
+            "split": settings.split,
+            "train_until": str(times.train_until) if times else None,
+            "validation_until": str(times.validation_until) if times else None,
+            "added_from": added_from,
             "values": treatment.as_json(),
         }
         warehouse.replace(SEQUENCES, sequences_of(steps, settings, times, treatment.fill), origin)
@@ -72,10 +87,23 @@ def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
         if split in found:
             account.remarks.append(f"{split}: {found[split]['targets']:,} positions to predict")
         else:
-            account.remarks.append(f"{split}: no position to predict; move sequences.train_until or validation_until")
-    account.remarks.append(
-        f"training ends before {times.train_until} UTC, validation before {times.validation_until} UTC"
-    )
+            remedy = (
+                "move sequences.train_until or validation_until" if times else "no user has three of what is left out"
+            )
+            account.remarks.append(f"{split}: no position to predict; {remedy}")
+    if times:
+        account.remarks.append(
+            f"training ends before {times.train_until} UTC, validation before {times.validation_until} UTC"
+        )
+    else:
+        account.remarks.append(f"{settings.split}: each user's last is test, the one before validation")
+    with progress("sequences: certificate"):
+        certify(warehouse, sessions_version, account)
+
+
+def _next_token(warehouse: Warehouse, table: Table) -> int:
+    largest = warehouse.read_or_empty(table).agg(F.max("token")).first()
+    return int(largest[0]) + 1 if largest is not None and largest[0] is not None else FIRST_ITEM_TOKEN
 
 
 def _new(
@@ -116,4 +144,6 @@ def _time(key: str, text: str) -> datetime:
         raise UsageError(
             f"sequences.{key} is '{text}': write a UTC time such as 2026-01-31 or 2026-01-31T06:00:00"
         ) from error
+    if time.microsecond:
+        raise UsageError(f"sequences.{key} is '{text}': write whole seconds, as the table sequences holds them")
     return time.astimezone(UTC).replace(tzinfo=None) if time.tzinfo else time

@@ -87,7 +87,7 @@ class _Work:
     def _set_aside_version(self) -> int | None:
         # Delta leaves out a commit that changes nothing, so the table's own origin would not tell.
         there = self.sets_aside and self.warehouse.exists(SESSIONS_SET_ASIDE)
-        return self.warehouse.version(SESSIONS_SET_ASIDE) if there else None
+        return self.warehouse.data_version(SESSIONS_SET_ASIDE) if there else None
 
     def sessions(self, events: DataFrame) -> DataFrame:
         """The sessions of `events`, cleaned, with the `reason` to set them aside."""

@@ -27,11 +27,13 @@ from llm_spark.training.launch import train as train_model
 def train(warehouse: Warehouse, config: Config, account: Account) -> None:
     """Train on the newest sequences; the model becomes champion, the one that scores, and the former champion is archived.
 
-    A model is named by its data and its settings: the same again is nothing to do.
+    A model is named by its data and its settings: the same again is nothing to do, also where the data lie in other files by now.
     """
-    versions = {table.name: warehouse.version(table) for table in (SEQUENCES, VOCABULARY, EVENT_TYPES)}
+    inputs = (SEQUENCES, VOCABULARY, EVENT_TYPES)
+    versions = {table.name: warehouse.version(table) for table in inputs}
+    data_versions = {table.name: warehouse.data_version(table, versions[table.name]) for table in inputs}
     settings = {"model": asdict(config.model), "train": asdict(config.train)}
-    model_id = _model_id(versions, settings)
+    model_id = _model_id(data_versions, settings)
     earlier = registered(warehouse, model_id)
     if earlier is not None and earlier["alias"] == "champion":
         account.nothing_to_do = f"model {model_id} was trained on this data with these settings already"
@@ -65,6 +67,7 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
             provenance={
                 "model_id": model_id,
                 "table_versions": versions,
+                "data_versions": data_versions,
                 "code_version": llm_spark.__version__,
                 "splits": _splits(warehouse),
                 "values": (warehouse.origin(SEQUENCES) or {}).get("values"),
@@ -92,11 +95,11 @@ def _model_id(versions: dict[str, int], settings: dict[str, Any]) -> str:
     return "m" + hashlib.sha256(identity.encode()).hexdigest()[:12]
 
 
-def _splits(warehouse: Warehouse) -> dict[str, str]:
+def _splits(warehouse: Warehouse) -> dict[str, str | None]:
     origin = warehouse.origin(SEQUENCES)
-    if origin is None:
-        raise DataError("the sequences table was not written by `llm-spark sequences`: run it again")
-    return {name: origin[name] for name in ("train_until", "validation_until")}
+    if origin is None or "split" not in origin:
+        raise DataError("the sequences table was not written by this version of `llm-spark sequences`: run it again")
+    return {name: origin[name] for name in ("split", "train_until", "validation_until")}
 
 
 def _num_tokens(warehouse: Warehouse, table: Table, versions: dict[str, int]) -> int:

@@ -22,6 +22,8 @@ from pyspark.sql import functions as F
 
 from llm_spark.errors import UserError
 from llm_spark.schemas import RUNS, TABLES, Table
+from llm_spark.tables.log import TableLog
+from llm_spark.tables.maintenance import KEEP_LOG, data_files, files_of_version, readable_versions, row_groups
 
 PREDICTIONS_CURRENT = "predictions_current"
 _MAX_PARTITIONS_NAMED = 400
@@ -40,6 +42,11 @@ class TableState:
     version: int
     num_rows: int
     newest_event: datetime | None
+    num_files: int
+    num_bytes: int
+    """Of the newest version."""
+    readable: tuple[int, ...]
+    """Versions that can be read: those whose files are all there."""
 
 
 class Warehouse:
@@ -60,14 +67,22 @@ class Warehouse:
     def exists(self, table: Table) -> bool:
         return DeltaTable.isDeltaTable(self.spark, self.path(table))
 
-    def version(self, table: Table) -> int:
-        """The newest version. UserError where the table is missing."""
+    def log(self, table: Table) -> TableLog:
+        """The table's log as it stands. UserError where the table is missing."""
         if not self.exists(table):
             raise self._missing(table)
-        # The log's own snapshot: a query of the history takes ten times as long.
-        jvm: Any = self.spark._jvm
-        log = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(self.spark._jsparkSession, self.path(table))
-        return int(log.update(False, jvm.scala.Option.empty(), jvm.scala.Option.empty()).version())
+        return TableLog(self.spark, self.path(table))
+
+    def version(self, table: Table) -> int:
+        """The newest version. UserError where the table is missing."""
+        return self.log(table).version
+
+    def data_version(self, table: Table, version: int | None = None) -> int:
+        """The version in which the rows of `version` (the newest) came to be: maintenance raises the version and changes no row.
+
+        Compare these to tell whether an input has changed, and read `version`: the files of older ones may be gone.
+        """
+        return self.log(table).data_commit(version).version
 
     def read(self, table: Table, version: int | None = None) -> DataFrame:
         """The table, at its newest version or a pinned one. UserError naming the stage to run where it is missing."""
@@ -82,10 +97,10 @@ class Warehouse:
         return self.read(table) if self.exists(table) else self.spark.createDataFrame([], table.schema)
 
     def origin(self, table: Table) -> dict[str, Any] | None:
-        """What `replace` noted as the origin of the newest version; None for a missing table or another kind of write."""
+        """What `replace` noted as the origin of the rows that are there; None for a missing table or another kind of write."""
         if not self.exists(table):
             return None
-        note = self._history(table)["userMetadata"]
+        note = self.log(table).data_commit().note
         return json.loads(note) if note else None
 
     def replace(self, table: Table, rows: DataFrame, origin: Mapping[str, Any]) -> None:
@@ -94,7 +109,7 @@ class Warehouse:
         writer = _conform(rows, table).write.format("delta").mode("overwrite").option(*_WHOLE)
         if not is_new and self._laid_out_otherwise(table):
             writer = writer.option("overwriteSchema", "true").partitionBy(*table.partition_by)
-        with self._several_files_open():
+        with self._several_files_open(), row_groups(self.spark, table):
             writer.option("userMetadata", json.dumps(origin, sort_keys=True)).save(self.path(table))
 
     def replace_where(self, table: Table, rows: DataFrame, predicate: str, origin: Mapping[str, Any]) -> None:
@@ -192,7 +207,7 @@ class Warehouse:
         return names
 
     def states(self) -> list[TableState]:
-        """Every table that exists: version, rows, newest event (or newest session, history, day of prediction)."""
+        """Every table that exists: version, rows, newest event (or newest session, history, day of prediction), files, what can be read."""
         found = []
         for table in TABLES.values():
             if not self.exists(table):
@@ -202,7 +217,11 @@ class Warehouse:
             newest = F.max(time).cast("timestamp") if time else F.lit(None).cast("timestamp")
             counted = rows.agg(F.count("*").alias("num_rows"), newest.alias("newest")).first()
             assert counted is not None
-            found.append(TableState(table.name, self.version(table), counted["num_rows"], counted["newest"]))
+            log, on_disk = self.log(table), {file.name for file in data_files(self.spark, self.path(table))}
+            current = files_of_version(self.spark, self.path(table), log.version)
+            readable = tuple(readable_versions(log, current, on_disk))
+            counts = (counted["num_rows"], counted["newest"], log.num_files, log.num_bytes)
+            found.append(TableState(table.name, log.version, *counts, readable))
         return found
 
     @contextmanager
@@ -231,6 +250,8 @@ class Warehouse:
             builder = builder.partitionedBy(*table.partition_by)
         for name, value in (properties or {}).items():
             builder = builder.property(name, value)
+        if table.is_pinned:
+            builder = builder.property(*KEEP_LOG)
         try:
             builder.execute()
         except Exception as error:
@@ -246,11 +267,6 @@ class Warehouse:
         detail = DeltaTable.forPath(self.spark, self.path(table)).detail().select("partitionColumns").first()
         assert detail is not None
         return (self.read(table).columns, detail[0]) != (table.schema.names, list(table.partition_by))
-
-    def _history(self, table: Table) -> Any:
-        if not self.exists(table):
-            raise self._missing(table)
-        return DeltaTable.forPath(self.spark, self.path(table)).history(1).select("version", "userMetadata").first()
 
     def _missing(self, table: Table) -> UserError:
         return UserError(

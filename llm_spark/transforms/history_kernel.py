@@ -11,9 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from llm_spark.config import SPLIT_KINDS
 from llm_spark.transforms.fill_kernel import KEEP, FilledValues, ValueFill, fill_values
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
+BY_TIME, LEAVE_LAST_SESSION_OUT, LEAVE_LAST_EVENT_OUT = SPLIT_KINDS
+MIN_TO_LEAVE_OUT = 3
+"""A user with fewer sessions (or events) than this is trained on whole: with the last two left out, nothing would remain."""
 
 
 @dataclass(frozen=True)
@@ -28,29 +32,39 @@ class Span:
 
 @dataclass(frozen=True)
 class HistoryRules:
-    """Times in epoch microseconds: training ends before `train_until`, validation before `validation_until`."""
+    """How rows are cut. By time, in epoch microseconds: training ends before `train_until`, validation before `validation_until`."""
 
     max_tokens: int
     burn_in_tokens: int
-    train_until: int
-    validation_until: int
+    train_until: int = 0
+    validation_until: int = 0
+    split: str = BY_TIME
 
 
-# Chooses the rows of one user from (event times, end time of each step's session), both in epoch microseconds.
-SpanChooser = Callable[[np.ndarray, np.ndarray], list[Span]]
+# Chooses the rows of one user from (event times, end time of each step's session, offsets at which sessions begin); times in epoch
+# microseconds.
+SpanChooser = Callable[[np.ndarray, np.ndarray, np.ndarray], list[Span]]
+_ALWAYS = np.iinfo(np.int64).min
 
 
 def split_spans(rules: HistoryRules) -> SpanChooser:
-    """Rows for training, validation and test. A session belongs to the split in which it ends; only its events of that time are targets."""
+    """Rows for training, validation and test.
 
-    def choose(times: np.ndarray, session_ends: np.ndarray) -> list[Span]:
-        train_end = int(np.searchsorted(session_ends, rules.train_until, side="left"))
-        validation_end = int(np.searchsorted(session_ends, rules.validation_until, side="left"))
+    By time a session belongs to the split in which it ends, and only its events of that time are targets. Else a user's last session (or
+    event) is test and the one before validation. What validation and test predict is as late as all that stands before it.
+    """
+
+    def choose(times: np.ndarray, session_ends: np.ndarray, session_starts: np.ndarray) -> list[Span]:
+        train_end, validation_end = _split_ends(rules, session_ends, session_starts)
+        by_time = rules.split == BY_TIME
         spans = _chunks(TRAIN, 1, train_end, rules)
-        first = _first_not_before(times, train_end, validation_end, rules.train_until)
-        spans += _chunks(VALIDATION, max(1, first), validation_end, rules)
-        first = _first_not_before(times, validation_end, len(times), rules.validation_until)
-        return spans + _chunks(TEST, max(1, first), len(times), rules)
+        for split, start, end, boundary in (
+            (VALIDATION, train_end, validation_end, rules.train_until),
+            (TEST, validation_end, len(times), rules.validation_until),
+        ):
+            for first, last in _latest_so_far(times, max(1, start), end, boundary if by_time else _ALWAYS):
+                spans += _chunks(split, first, last, rules)
+        return spans
 
     return choose
 
@@ -58,7 +72,7 @@ def split_spans(rules: HistoryRules) -> SpanChooser:
 def latest_spans(max_tokens: int) -> SpanChooser:
     """One row: the user's newest `max_tokens` steps, as scoring needs them."""
 
-    def choose(times: np.ndarray, session_ends: np.ndarray) -> list[Span]:
+    def choose(times: np.ndarray, session_ends: np.ndarray, session_starts: np.ndarray) -> list[Span]:
         num_steps = len(times)
         start = max(0, num_steps - max_tokens)
         return [Span(TEST, start, num_steps, num_steps - start)]
@@ -66,10 +80,27 @@ def latest_spans(max_tokens: int) -> SpanChooser:
     return choose
 
 
-def _first_not_before(times: np.ndarray, start: int, end: int, boundary: int) -> int:
-    """The first position in [start, end) from which on no event is earlier than `boundary`."""
-    early = np.flatnonzero(times[start:end] < boundary)
-    return start + int(early[-1]) + 1 if len(early) else start
+def _split_ends(rules: HistoryRules, session_ends: np.ndarray, session_starts: np.ndarray) -> tuple[int, int]:
+    """Where in the user's steps training and validation end."""
+    num_steps = len(session_ends)
+    if rules.split == BY_TIME:
+        train_end, validation_end = np.searchsorted(session_ends, [rules.train_until, rules.validation_until])
+        return int(train_end), int(validation_end)
+    if rules.split == LEAVE_LAST_EVENT_OUT:
+        return (num_steps - 2, num_steps - 1) if num_steps >= MIN_TO_LEAVE_OUT else (num_steps, num_steps)
+    if len(session_starts) < MIN_TO_LEAVE_OUT:
+        return num_steps, num_steps
+    return int(session_starts[-2]), int(session_starts[-1])
+
+
+def _latest_so_far(times: np.ndarray, start: int, end: int, boundary: int) -> list[tuple[int, int]]:
+    """Stretches of [start, end) whose every event is neither before `boundary` nor before any earlier step of the history."""
+    if start >= end:
+        return []
+    latest_before = np.maximum.accumulate(times[: end - 1])[start - 1 :]
+    fits = times[start:end] >= np.maximum(latest_before, boundary)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], fits, [False]]).astype(np.int8)))
+    return [(start + int(first), start + int(last)) for first, last in edges.reshape(-1, 2)]
 
 
 def _chunks(split: int, first: int, end: int, rules: HistoryRules) -> list[Span]:
@@ -144,7 +175,8 @@ def _rows(steps: pa.Table, choose: SpanChooser, rows_per_batch: int, fill: Value
     spans: list[tuple[int, int, Span]] = []  # (offset of the user's first step, row number in its split, span)
     for user_start, user_end in zip(user_starts, user_ends, strict=True):
         numbers: dict[int, int] = {}
-        for span in choose(times[user_start:user_end], session_ends[user_start:user_end]):
+        session_starts = np.flatnonzero(begins_session[user_start:user_end])
+        for span in choose(times[user_start:user_end], session_ends[user_start:user_end], session_starts):
             number = numbers.get(span.split, 0)
             numbers[span.split] = number + 1
             spans.append((int(user_start), number, span))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 
 import pyarrow as pa
@@ -16,28 +15,12 @@ from llm_spark.tokens import UNKNOWN_TOKEN
 from llm_spark.transforms.fill_kernel import KEEP, ValueFill
 from llm_spark.transforms.history_kernel import HistoryRules, SpanChooser, history_batches, latest_spans, split_spans
 from llm_spark.transforms.identity import stable_id
+from llm_spark.transforms.splits import SplitTimes
 
 _KERNEL_OUTPUT = """user_id string, split int, row_number int, tokens array<int>, event_types array<int>, values array<float>,
 session_starts array<int>, event_times array<bigint>, first_target int, started_at timestamp"""
 _HISTORY_COLUMNS = ("tokens", "event_types", "values", "session_starts", "event_times", "first_target", "started_at")
 _EPOCH = datetime(1970, 1, 1)
-
-
-@dataclass(frozen=True)
-class SplitTimes:
-    """UTC: training ends before `train_until`, validation before `validation_until`; the rest is test."""
-
-    train_until: datetime
-    validation_until: datetime
-
-
-def split_time_quantiles(sessions: DataFrame, config: SequencesConfig) -> DataFrame:
-    """One row, train_until and validation_until (to the minute), so that the configured shares of the events lie after them."""
-    minute = (F.unix_seconds("ended_at") / 60).cast("bigint")
-    at = F.array(F.lit(1 - config.validation_fraction - config.test_fraction), F.lit(1 - config.test_fraction))
-    minutes = sessions.agg(F.percentile(minute, at, F.col("num_events")).alias("minutes"))
-    whole = [F.timestamp_seconds(F.floor(F.col("minutes")[place]) * 60) for place in (0, 1)]
-    return minutes.select(whole[0].alias("train_until"), whole[1].alias("validation_until"))
 
 
 def tokenized_steps(sessions: DataFrame, vocabulary: DataFrame, event_types: DataFrame) -> DataFrame:
@@ -88,15 +71,13 @@ def _histories(steps: DataFrame, choose: SpanChooser, fill: ValueFill) -> DataFr
     return by_user.drop("place").mapInArrow(run_kernel, _KERNEL_OUTPUT)
 
 
-def sequences(steps: DataFrame, config: SequencesConfig, times: SplitTimes, fill: ValueFill = KEEP) -> DataFrame:
-    """Rows of schemas.SEQUENCES: histories cut by time into training, validation and test.
+def sequences(steps: DataFrame, config: SequencesConfig, times: SplitTimes | None, fill: ValueFill = KEEP) -> DataFrame:
+    """Rows of schemas.SEQUENCES: histories cut into training, validation and test as `config.split` says; `times` where it is by time.
 
-    A session belongs to the split in which it ends. What stands before a split's beginning is context, never a target, and no row of
-    training holds an event at or after `train_until`.
+    What stands before a split's beginning is context, never a target. By time, no row of training holds an event at or after `train_until`.
     """
-    rules = HistoryRules(
-        config.max_tokens, config.burn_in_tokens, _micros(times.train_until), _micros(times.validation_until)
-    )
+    until = (_micros(times.train_until), _micros(times.validation_until)) if times else (0, 0)
+    rules = HistoryRules(config.max_tokens, config.burn_in_tokens, *until, config.split)
     rows = _histories(steps, split_spans(rules), fill)
     split = F.element_at(F.array(*[F.lit(name) for name in SPLITS]), F.col("split") + 1)
     sequence_id = stable_id(F.col("user_id"), split, F.col("row_number").cast("string"))

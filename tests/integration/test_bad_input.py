@@ -280,6 +280,8 @@ def test_splits_that_leave_nothing_to_train_on(
     assert (code, "sequences.train_until before" in error) == (2, True)
     code, error = command("sequences", "--config", config_file, "sequences.train_until=soon")
     assert (code, "'soon'" in error) == (2, True)
+    code, error = command("sequences", "--config", config_file, "sequences.train_until=2025-01-02T00:00:00.5")
+    assert (code, "whole seconds" in error) == (2, True)
     code, error = command("sequences", "--config", config_file, "sequences.train_until=2020-01-01")
     assert (code, "the vocabulary has 0 items" in error) == (3, True)
 

@@ -9,13 +9,12 @@ from pyspark.sql import DataFrame, SparkSession
 
 from llm_spark.config import SequencesConfig, SessionizeConfig
 from llm_spark.transforms.sequences import (
-    SplitTimes,
     latest_histories,
     sequences,
-    split_time_quantiles,
     tokenized_steps,
 )
 from llm_spark.transforms.sessions import sessionize
+from llm_spark.transforms.splits import SplitTimes, split_time_quantiles
 from llm_spark.transforms.vocabulary import item_counts, new_tokens
 
 START = datetime(2025, 1, 1)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import itertools
 
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_spark.transforms.history_kernel import (
+    BY_TIME,
+    LEAVE_LAST_EVENT_OUT,
+    LEAVE_LAST_SESSION_OUT,
     TEST,
     TRAIN,
     VALIDATION,
@@ -81,6 +85,47 @@ def test_a_session_over_the_boundary_is_kept_out_of_training_and_its_early_part_
     ]
 
 
+def left_out(split: str, max_tokens: int = 100, burn_in: int = 10) -> HistoryRules:
+    return HistoryRules(max_tokens, burn_in, split=split)
+
+
+def test_a_users_last_session_is_test_and_the_one_before_validation() -> None:
+    rows = rows_of([("u", [1, 2]), ("u", [3]), ("u", [4, 5]), ("u", [6, 7])], left_out(LEAVE_LAST_SESSION_OUT))
+    assert [(row["split"], row["tokens"], row["first_target"], row["session_starts"]) for row in rows] == [
+        (TRAIN, [2, 3, 4], 1, [0, 2]),
+        (VALIDATION, [2, 3, 4, 5, 6], 3, [0, 2, 3]),
+        (TEST, [2, 3, 4, 5, 6, 7, 8], 5, [0, 2, 3, 5]),
+    ]
+
+
+def test_a_users_last_event_is_test_and_the_one_before_validation_also_within_one_session() -> None:
+    rows = rows_of([("u", [1, 2, 3, 4]), ("v", [1, 2]), ("v", [9])], left_out(LEAVE_LAST_EVENT_OUT))
+    assert [(row["user_id"], row["split"], row["tokens"], row["first_target"]) for row in rows] == [
+        ("u", TRAIN, [2, 3], 1),
+        ("u", VALIDATION, [2, 3, 4], 2),
+        ("u", TEST, [2, 3, 4, 5], 3),
+        ("v", VALIDATION, [6, 7], 1),
+        ("v", TEST, [6, 7, 8], 2),
+    ]
+
+
+@pytest.mark.parametrize("split", [LEAVE_LAST_SESSION_OUT, LEAVE_LAST_EVENT_OUT])
+def test_a_user_with_fewer_than_three_is_trained_on_whole(split: str) -> None:
+    sessions = [("u", [1]), ("u", [5])] if split == LEAVE_LAST_EVENT_OUT else [("u", [1, 2]), ("u", [5])]
+    rows = rows_of(sessions, left_out(split))
+    assert [(row["split"], len(row["tokens"])) for row in rows] == [(TRAIN, sum(len(times) for _, times in sessions))]
+
+
+def test_of_overlapping_sessions_only_events_later_than_all_before_are_evaluated() -> None:
+    # By their ends: 11, 15 and then 12, 16, 20. The 12 would be predicted with the 15 in its input.
+    rows = rows_of([("u", [1, 2]), ("u", [11, 15]), ("u", [12, 16, 20])], rules(10, 30))
+    assert [(row["split"], row["event_times"], row["first_target"]) for row in rows] == [
+        (TRAIN, [1, 2], 1),
+        (VALIDATION, [1, 2, 11, 15], 2),
+        (VALIDATION, [1, 2, 11, 15, 12, 16, 20], 5),
+    ]
+
+
 def test_a_single_event_has_nothing_to_predict_from_and_gives_no_row() -> None:
     assert rows_of([("u", [1])], rules(10, 20)) == []
 
@@ -110,7 +155,7 @@ def test_spans_of_an_empty_split_are_none() -> None:
     import numpy as np
 
     times = np.array([1, 2]) * 1_000_000
-    assert split_spans(rules(10, 20))(times, np.array([2, 2]) * 1_000_000) == [Span(TRAIN, 0, 2, 1)]
+    assert split_spans(rules(10, 20))(times, np.array([2, 2]) * 1_000_000, np.array([0])) == [Span(TRAIN, 0, 2, 1)]
 
 
 histories = st.lists(
@@ -148,6 +193,11 @@ def test_every_position_is_a_target_at_most_once_and_no_row_sees_its_future(
             assert max(time_of[token] for token in row["tokens"]) < min(bounds)
         else:
             assert min(target_times) >= (min(bounds) if row["split"] == VALIDATION else max(bounds))
+        if row["split"] != TRAIN:
+            seen = [time_of[token] for token in row["tokens"]]
+            assert all(seen[place] >= max(seen[:place]) for place in range(row["first_target"], len(seen))), (
+                "no evaluated target has its future in its input"
+            )
     # Every training session's positions but a history's first are targets.
     trained = {token for row in rows if row["split"] == TRAIN for token in row["tokens"][row["first_target"] :]}
     token, expected, seen_users = 2, set(), set()
@@ -158,3 +208,56 @@ def test_every_position_is_a_target_at_most_once_and_no_row_sees_its_future(
             seen_users.add(user)
             token += 1
     assert trained == expected
+
+
+def expected_splits(sessions: list[Session], given_rules: HistoryRules) -> dict[int, int]:
+    """Token -> split in which it is predicted, written down from the definitions, one user and one event at a time."""
+    expected = {}
+    first_token = 2
+    for _, group in itertools.groupby(sessions, key=lambda session: session[0]):
+        of_user = [times for _, times in group]
+        events = [(number, time) for number, times in enumerate(of_user) for time in times]
+        for place, (number, time) in enumerate(events):
+            if given_rules.split == BY_TIME:
+                end = of_user[number][-1] * 1_000_000
+                split = (
+                    TRAIN
+                    if end < given_rules.train_until
+                    else VALIDATION
+                    if end < given_rules.validation_until
+                    else TEST
+                )
+                begins = {TRAIN: 0, VALIDATION: given_rules.train_until, TEST: given_rules.validation_until}[split]
+            else:
+                by_session = given_rules.split == LEAVE_LAST_SESSION_OUT
+                total, at = (len(of_user), number) if by_session else (len(events), place)
+                split = TRAIN if total < 3 or at < total - 2 else VALIDATION if at == total - 2 else TEST
+                begins = 0
+            latest_before = max((earlier for _, earlier in events[:place]), default=None)
+            if latest_before is None:
+                continue
+            if split == TRAIN or (time >= latest_before and time * 1_000_000 >= begins):
+                expected[first_token + place] = split
+        first_token += len(events)
+    return expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    drawn=histories,
+    bounds=st.tuples(st.integers(0, 45), st.integers(0, 45)),
+    split=st.sampled_from([BY_TIME, LEAVE_LAST_SESSION_OUT, LEAVE_LAST_EVENT_OUT]),
+    max_tokens=st.integers(2, 12),
+    data=st.data(),
+)
+def test_each_event_is_predicted_in_the_split_that_the_definitions_give_it_and_once(
+    drawn: list[Session], bounds: tuple[int, int], split: str, max_tokens: int, data: st.DataObject
+) -> None:
+    sessions = sorted(
+        ((user, sorted(times)) for user, times in drawn), key=lambda session: (session[0], session[1][-1])
+    )
+    times = (min(bounds) * 1_000_000, max(bounds) * 1_000_000)
+    given_rules = HistoryRules(max_tokens, data.draw(st.integers(1, max_tokens - 1)), *times, split)
+    rows = rows_of(sessions, given_rules)
+    predicted = [(token, row["split"]) for row in rows for token in row["tokens"][row["first_target"] :]]
+    assert sorted(predicted) == sorted(expected_splits(sessions, given_rules).items())

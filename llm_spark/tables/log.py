@@ -1,0 +1,127 @@
+"""A table's Delta log: what each commit did, and which commits changed data.
+
+Compacting files, vacuuming and setting properties are commits too, and raise a table's version without changing a row. Whatever
+asks "has my input changed?" asks for the data version.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from py4j.protocol import Py4JJavaError
+from pyspark.sql import SparkSession
+
+_COMMIT = re.compile(r"(\d{20})\.json")
+_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint.*\.parquet")
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One commit, as its file in the log tells it."""
+
+    version: int
+    actions: tuple[dict[str, Any], ...]
+
+    @property
+    def note(self) -> str | None:
+        """What the writer said of it (Delta's userMetadata)."""
+        return next(
+            (action["commitInfo"].get("userMetadata") for action in self.actions if "commitInfo" in action), None
+        )
+
+    @property
+    def changed_data(self) -> bool:
+        """Whether a row may have come, gone or changed. A commit with a note counts: whoever wrote it said what the rows are now."""
+        return bool(self.note) or any(
+            file.get("dataChange", True) for _, file in (*self.files("add"), *self.files("remove"))
+        )
+
+    def files(self, action: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Name and action of each file that was added ("add") or removed ("remove")."""
+        for entry in self.actions:
+            if action in entry:
+                yield file_name(entry[action]["path"]), entry[action]
+
+
+def file_name(path: str) -> str:
+    """The last part of a path. Delta's names carry a UUID: they are unique in a table, and free of characters that a log would escape."""
+    return path.rsplit("/", 1)[-1]
+
+
+class TableLog:
+    """The log of the table at `path`, as it stood when this was made."""
+
+    def __init__(self, spark: SparkSession, path: str) -> None:
+        jvm: Any = spark._jvm
+        self._jvm = jvm
+        # The log's own snapshot: a query of the history takes ten times as long.
+        self._log = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(spark._jsparkSession, path)
+        none = jvm.scala.Option.empty()
+        self._snapshot = self._log.update(False, none, none)
+        self._settings = spark._jsparkSession.sessionState().newHadoopConf()
+
+    @property
+    def version(self) -> int:
+        """The newest version."""
+        return int(self._snapshot.version())
+
+    @property
+    def num_files(self) -> int:
+        return int(self._snapshot.numOfFiles())
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self._snapshot.sizeInBytes())
+
+    @property
+    def table_id(self) -> str:
+        """Delta's id of the table: another one after it was deleted and made anew."""
+        return str(self._snapshot.metadata().id())
+
+    @property
+    def properties(self) -> dict[str, str]:
+        configuration = self._snapshot.metadata().configuration()
+        return {pair._1(): pair._2() for pair in _elements(configuration)}
+
+    def commit(self, version: int) -> Commit | None:
+        """One commit; None where the log has forgotten it."""
+        path = self._jvm.org.apache.hadoop.fs.Path(self._log.logPath(), f"{version:020}.json")
+        try:
+            lines = self._log.store().read(path, self._settings).mkString("\n").split("\n")
+        except Py4JJavaError as error:
+            if "FileNotFoundException" in str(error.java_exception):
+                return None
+            raise
+        return Commit(version, tuple(json.loads(line) for line in lines if line.strip()))
+
+    def data_commit(self, version: int | None = None) -> Commit:
+        """The newest commit that changed data, among those up to `version`; the oldest that the log remembers where none of them did."""
+        here = self.version if version is None else version
+        found = Commit(here, ())
+        while here >= 0 and (commit := self.commit(here)) is not None:
+            found = commit
+            if commit.changed_data:
+                break
+            here -= 1
+        return found
+
+    @cached_property
+    def versions(self) -> range:
+        """The versions that the log can tell the files of: from its first commit or its oldest checkpoint on."""
+        path = self._log.logPath()
+        names = [entry.getPath().getName() for entry in path.getFileSystem(self._settings).listStatus(path)]
+        commits = {int(match[1]) for name in names if (match := _COMMIT.fullmatch(name))}
+        checkpoints = {int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name))}
+        oldest = 0 if 0 in commits else min(checkpoints, default=self.version)
+        return range(oldest, self.version + 1)
+
+
+def _elements(collection: Any) -> Iterator[Any]:
+    iterator = collection.iterator()
+    while iterator.hasNext():
+        yield iterator.next()

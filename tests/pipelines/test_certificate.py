@@ -1,0 +1,256 @@
+"""The certificate of the sequences: honest ones pass under every kind of split, and each way of cheating is caught by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from pyspark.sql import DataFrame, Row, SparkSession
+
+from llm_spark.config import SequencesConfig
+from llm_spark.pipelines.certificate import violations
+from llm_spark.schemas import EVENT_TYPES, SEQUENCES, SESSIONS, VOCABULARY
+from llm_spark.transforms.certificate import LAWS, laws_of
+from llm_spark.transforms.sequences import sequences, tokenized_steps
+from llm_spark.transforms.splits import SplitTimes
+
+START = datetime(2025, 1, 1)
+TIMES = SplitTimes(START + timedelta(minutes=100), START + timedelta(minutes=200))
+SPLITS = ("time", "leave_last_session_out", "leave_last_event_out")
+# Sessions as (user, minutes); items follow the minute. u's fourth session runs over the start of validation, v's last two overlap, w has two
+# sessions and x a single event.
+HISTORIES: list[tuple[str, list[int]]] = [
+    ("u", [0, 1, 2]),
+    ("u", [40, 40, 41]),
+    ("u", [60]),
+    ("u", [95, 99, 100, 104]),
+    ("u", [199, 200, 201]),
+    ("u", [240, 241]),
+    ("v", [3, 4]),
+    ("v", [50, 51, 52]),
+    ("v", [140, 150, 160]),
+    ("v", [145, 155, 165, 166]),
+    ("v", [210, 230]),
+    ("v", [215, 231]),
+    ("w", [5, 7]),
+    ("w", [110, 115]),
+    ("x", [9]),
+]
+
+
+@dataclass(frozen=True)
+class Tables:
+    sequences: DataFrame
+    sessions: DataFrame
+    vocabulary: DataFrame
+    event_types: DataFrame
+    note: dict[str, Any]
+
+    def broken(self) -> set[str]:
+        found = violations(self.sequences, self.sessions, self.vocabulary, self.event_types, self.note)
+        return {name for name in laws_of(self.note["split"]) if found[name][0]}
+
+    def count(self, law: str) -> int:
+        return violations(self.sequences, self.sessions, self.vocabulary, self.event_types, self.note)[law][0]
+
+
+def sessions_of(spark: SparkSession, histories: list[tuple[str, list[int]]]) -> DataFrame:
+    rows = []
+    for number, (user, minutes) in enumerate(histories):
+        times = [START + timedelta(minutes=minute) for minute in minutes]
+        items = [f"i{minute % 5}" for minute in minutes]
+        size = len(minutes)
+        rows.append(
+            (
+                f"s{number:02}",
+                user,
+                0,
+                times[0],
+                times[-1],
+                size,
+                items,
+                ["view"] * size,
+                times,
+                [float(m) for m in minutes],
+            )
+        )
+    return spark.createDataFrame(rows, SESSIONS.schema)
+
+
+@pytest.fixture(scope="module")
+def honest(spark: SparkSession) -> Callable[[str], Tables]:
+    """Sequences as the stage makes them, for each kind of split."""
+    sessions = sessions_of(spark, HISTORIES).localCheckpoint()
+    vocabulary = [(2 + item, f"i{item}", 1, START) for item in range(5)]
+    event_types = spark.createDataFrame([(2, "view", 1, START)], EVENT_TYPES.schema).localCheckpoint()
+    items = spark.createDataFrame(vocabulary, VOCABULARY.schema).localCheckpoint()
+    steps = tokenized_steps(sessions, items, event_types)
+
+    def made(split: str) -> Tables:
+        timed = split == "time"
+        config = SequencesConfig(max_tokens=8, burn_in_tokens=3, split=split)
+        rows = sequences(steps, config, TIMES if timed else None).localCheckpoint()
+        note = {
+            "split": split,
+            "train_until": str(TIMES.train_until) if timed else None,
+            "validation_until": str(TIMES.validation_until) if timed else None,
+            "made_from": {"min_item_count": 1},
+            "added_from": {"vocabulary": 2, "event_types": 2},
+        }
+        return Tables(rows, sessions, items, event_types, note)
+
+    known: dict[str, Tables] = {}
+
+    def of(split: str) -> Tables:
+        if split not in known:
+            known[split] = made(split)
+        return known[split]
+
+    return of
+
+
+def changed(spark: SparkSession, tables: Tables, change: Callable[[list[dict[str, Any]]], None]) -> Tables:
+    """The tables with the rows of sequences, as dictionaries, changed."""
+    rows = [row.asDict() for row in tables.sequences.collect()]
+    rows.sort(key=lambda row: (row["user_id"], row["split"], row["event_times"][row["first_target"]]))
+    change(rows)
+    columns = tables.sequences.columns
+    again = spark.createDataFrame([Row(*[row[name] for name in columns]) for row in rows], SEQUENCES.schema)
+    return replace(tables, sequences=again)
+
+
+def first(rows: list[dict[str, Any]], user: str, split: str) -> dict[str, Any]:
+    return next(row for row in rows if (row["user_id"], row["split"]) == (user, split))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_honest_sequences_break_no_law(honest: Callable[[str], Tables], split: str) -> None:
+    tables = honest(split)
+    splits = {row[0] for row in tables.sequences.select("split").distinct().collect()}
+    assert splits == {"train", "validation", "test"}
+    assert tables.broken() == set()
+
+
+def test_a_law_is_a_count_for_every_kind_of_split(honest: Callable[[str], Tables]) -> None:
+    assert laws_of("time") == laws_of("leave_last_session_out") == list(LAWS)
+    assert set(LAWS) - set(laws_of("leave_last_event_out")) == {"no_session_in_two_splits"}
+
+
+@pytest.mark.parametrize("split", ["time", "leave_last_session_out"])
+def test_a_training_row_with_a_later_event_is_caught(
+    spark: SparkSession, honest: Callable[[str], Tables], split: str
+) -> None:
+    def later(rows: list[dict[str, Any]]) -> None:
+        row = first(rows, "w" if split == "time" else "v", "train")
+        row["event_times"][-1] += 240 * 60
+
+    assert "training_precedes_evaluation" in changed(spark, honest(split), later).broken()
+
+
+@pytest.mark.parametrize("split", ["time", "leave_last_session_out"])
+def test_a_session_predicted_in_two_splits_is_caught(
+    spark: SparkSession, honest: Callable[[str], Tables], split: str
+) -> None:
+    def moved(rows: list[dict[str, Any]]) -> None:
+        # The test row now also predicts one event of the session before, which is validation's: not twice, for that one no longer does.
+        user = "v" if split == "time" else "u"
+        validation, test = first(rows[::-1], user, "validation"), first(rows, user, "test")
+        assert len(validation["tokens"]) - validation["first_target"] > 1
+        for name in ("tokens", "event_types", "values", "event_times"):
+            validation[name] = validation[name][:-1]
+        test["first_target"] -= 1
+
+    broken = changed(spark, honest(split), moved).broken()
+    assert {"no_session_in_two_splits", "every_event_in_its_split"} <= broken
+    assert "no_event_predicted_twice" not in broken
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_an_event_predicted_twice_is_caught(spark: SparkSession, honest: Callable[[str], Tables], split: str) -> None:
+    def twice(rows: list[dict[str, Any]]) -> None:
+        rows.append(first(rows, "v", "test") | {"sequence_id": "again"})
+
+    tables = changed(spark, honest(split), twice)
+    row = first([row.asDict() for row in tables.sequences.collect()], "v", "test")
+    assert tables.count("no_event_predicted_twice") == len(row["tokens"]) - row["first_target"]
+
+
+def test_a_target_that_stands_in_its_own_context_is_caught(
+    spark: SparkSession, honest: Callable[[str], Tables]
+) -> None:
+    def copied(rows: list[dict[str, Any]]) -> None:
+        row = first(rows, "u", "test")
+        place = row["first_target"]
+        for name in ("tokens", "event_types", "values", "event_times"):
+            row[name].insert(place, row[name][place])
+        row["first_target"] += 1
+
+    assert changed(spark, honest("time"), copied).broken() == {"no_target_in_its_own_input"}
+
+
+def test_a_target_whose_future_stands_before_it_is_caught(spark: SparkSession, honest: Callable[[str], Tables]) -> None:
+    def swapped(rows: list[dict[str, Any]]) -> None:
+        row = first(rows, "u", "test")
+        assert row["event_times"][-1] > row["event_times"][-2]
+        for name in ("tokens", "event_types", "values", "event_times"):
+            row[name][-2:] = row[name][-2:][::-1]
+
+    tables = changed(spark, honest("time"), swapped)
+    assert tables.broken() == {"no_target_in_its_own_input"}
+    assert tables.count("no_target_in_its_own_input") == 1
+
+
+def test_events_that_no_row_predicts_are_missed(spark: SparkSession, honest: Callable[[str], Tables]) -> None:
+    def lost(rows: list[dict[str, Any]]) -> None:
+        rows.remove(first(rows, "w", "validation"))
+
+    tables = changed(spark, honest("time"), lost)
+    assert tables.broken() == {"every_event_in_its_split"}
+    assert tables.count("every_event_in_its_split") == 2, "w's second session"
+
+
+def test_a_row_that_predicts_nothing_or_lacks_a_value_is_caught(
+    spark: SparkSession, honest: Callable[[str], Tables]
+) -> None:
+    def damaged(rows: list[dict[str, Any]]) -> None:
+        first(rows, "u", "train")["first_target"] = 99
+        first(rows, "v", "train")["values"].pop()
+
+    assert changed(spark, honest("time"), damaged).count("rows_are_whole") == 2
+
+
+def test_an_item_that_occurs_only_in_test_is_caught_by_name(
+    spark: SparkSession, honest: Callable[[str], Tables]
+) -> None:
+    tables = honest("time")
+    only_in_test = sessions_of(spark, [("w", [220, 221])]).collect()[0].asDict()
+    only_in_test |= {"session_id": "s99", "item_ids": ["new", "new"]}
+    sessions = tables.sessions.unionByName(spark.createDataFrame([Row(**only_in_test)], SESSIONS.schema))
+    items = tables.vocabulary.unionByName(
+        spark.createDataFrame([(7, "new", 2, START)], VOCABULARY.schema)  # pretends to have been seen early
+    )
+    rows = sequences(
+        tokenized_steps(sessions, items, tables.event_types), SequencesConfig(max_tokens=8, burn_in_tokens=3), TIMES
+    ).localCheckpoint()
+    found = violations(rows, sessions, items, tables.event_types, tables.note)
+    assert found["vocabulary_from_training"] == (1, ", such as 'new'")
+    assert sum(number for number, _ in found.values()) == 1
+    known_before = tables.note | {"added_from": {"vocabulary": 8, "event_types": 3}}
+    assert violations(rows, sessions, items, tables.event_types, known_before)["vocabulary_from_training"][0] == 1
+
+
+def test_an_added_item_must_occur_as_often_as_the_settings_ask_and_one_of_an_earlier_night_but_once(
+    honest: Callable[[str], Tables],
+) -> None:
+    # Of training's 20 events before minute 100 that end before it: i0..i4 by minute modulo 5.
+    tables = honest("time")
+    trained = [m for _, minutes in HISTORIES if minutes[-1] < 100 for m in minutes]
+    rare = sum(sum(m % 5 == item for m in trained) < 3 for item in range(5))
+    assert rare > 0
+    asked = tables.note | {"made_from": {"min_item_count": 3}}
+    assert replace(tables, note=asked).count("vocabulary_from_training") == rare
+    earlier = asked | {"added_from": {"vocabulary": 7, "event_types": 2}}
+    assert replace(tables, note=earlier).count("vocabulary_from_training") == 0

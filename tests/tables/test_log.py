@@ -1,0 +1,59 @@
+"""What the log says of a table: which commits changed its rows."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from delta.tables import DeltaTable
+from pyspark.sql import DataFrame, SparkSession
+
+from llm_spark.errors import UserError
+from llm_spark.schemas import VOCABULARY
+from llm_spark.tables.maintenance import settings
+from llm_spark.tables.warehouse import Warehouse
+
+
+@pytest.fixture
+def warehouse(spark: SparkSession, tmp_path: Path) -> Warehouse:
+    return Warehouse(spark, str(tmp_path / "ware [house] é"))
+
+
+def items(spark: SparkSession, *names: str) -> DataFrame:
+    return spark.createDataFrame(
+        [(2 + place, name, 1, datetime(2025, 1, 1)) for place, name in enumerate(names)], VOCABULARY.schema
+    )
+
+
+def test_compaction_properties_and_an_insert_of_nothing_raise_the_version_and_not_the_data_version(
+    warehouse: Warehouse, spark: SparkSession
+) -> None:
+    warehouse.replace(VOCABULARY, items(spark, "a", *"bcdefghijk").repartition(2), {"from": 1})
+    written = warehouse.version(VOCABULARY)
+    path = warehouse.path(VOCABULARY)
+    DeltaTable.forPath(spark, path).optimize().executeCompaction()
+    spark.sql(f"ALTER TABLE delta.`{path}` SET TBLPROPERTIES ('delta.logRetentionDuration' = 'interval 9 days')")
+    warehouse.insert_new(VOCABULARY, items(spark, "a"), "item_id")
+    assert warehouse.version(VOCABULARY) >= written + 2
+    assert warehouse.data_version(VOCABULARY) == written
+    assert warehouse.origin(VOCABULARY) == {"from": 1}
+    warehouse.insert_new(VOCABULARY, items(spark, "z"), "item_id")
+    assert warehouse.data_version(VOCABULARY) == warehouse.version(VOCABULARY)
+    assert warehouse.data_version(VOCABULARY, written + 1) == written
+    assert warehouse.origin(VOCABULARY) is None
+
+
+def test_a_commit_that_notes_an_origin_counts_also_where_no_row_had_to_change(
+    warehouse: Warehouse, spark: SparkSession
+) -> None:
+    warehouse.replace(VOCABULARY, items(spark, "a"), {"from": 1})
+    with settings(spark, {"spark.databricks.delta.commitInfo.userMetadata": '{"from": 2}'}):
+        spark.sql(f"ALTER TABLE delta.`{warehouse.path(VOCABULARY)}` SET TBLPROPERTIES ('a' = 'b')")
+    assert warehouse.origin(VOCABULARY) == {"from": 2}
+    assert warehouse.data_version(VOCABULARY) == warehouse.version(VOCABULARY)
+
+
+def test_the_data_version_of_a_missing_table_names_the_stage_that_writes_it(warehouse: Warehouse) -> None:
+    with pytest.raises(UserError, match="run `llm-spark sequences` first"):
+        warehouse.data_version(VOCABULARY)
