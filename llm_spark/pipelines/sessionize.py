@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from pyspark import StorageLevel
@@ -71,6 +72,13 @@ class _Work:
         self.tables = [SESSIONS_SET_ASIDE, SESSIONS] if self.sets_aside else [SESSIONS]
         self._before: dict[str, int] = {}
 
+    @cached_property
+    def num_events(self) -> int:
+        return self.events.count()  # from the statistics in the log, without reading a row
+
+    def origin(self) -> dict[str, Any]:
+        return {"events": self.events_version, "num_events": self.num_events, "settings": self.settings}
+
     def made(self) -> dict[str, Any] | None:
         """What the tables were made from; None where they are not there or not of one run."""
         made = self.warehouse.origin(SESSIONS)
@@ -99,7 +107,7 @@ class _Work:
         for table in self.tables:
             self._before[table.name] = self.warehouse.version(table) if self.warehouse.exists(table) else 0
             rows = kept_sessions(sessions) if table is SESSIONS else sessions_set_aside(sessions)
-            origin = {"events": self.events_version, "settings": self.settings}
+            origin = self.origin()
             if table is SESSIONS and self.sets_aside:
                 origin["set_aside"] = self._set_aside_version()
             if parts is None:
@@ -135,8 +143,7 @@ class _Sums:
 
 
 def _rebuild(work: _Work) -> None:
-    num_events = work.events.count()
-    if num_events == 0:
+    if work.num_events == 0:
         raise DataError("the events table is empty: run `llm-spark ingest` on logs that hold events")
     sessions = work.sessions(work.events)
     if work.sets_aside:
@@ -145,11 +152,11 @@ def _rebuild(work: _Work) -> None:
     work.write(sessions)
     sessions.unpersist()
     found = _Sums.of(work.stored())
-    _check_events(work, num_events, found.num_events)
+    _check_events(work, work.num_events, found.num_events)
     if found.num_kept == 0:
         work.undo()
-        raise DataError(f"all {num_events:,} events are in sessions of bots: raise the limits of sessionize.bots")
-    work.account.rows_in = {"events": num_events}
+        raise DataError(f"all {work.num_events:,} events are in sessions of bots: raise the limits of sessionize.bots")
+    work.account.rows_in = {"events": work.num_events}
     work.account.rows_out = {"sessions": found.num_kept}
     _tell_collapsed(work, found)
 
@@ -178,8 +185,10 @@ def _update(work: _Work, made: dict[str, Any]) -> str | None:
     if added.num_rows == 0:
         account.nothing_to_do = f"no event was added since events v{made['events']}"
         return None
-    if added.num_rows > _REBUILD_SHARE * work.events.count():
-        return f"{added.num_rows:,} events are new"
+    if made["num_events"] + added.num_rows != work.num_events:
+        return f"events holds {work.num_events:,} rows, of which {made['num_events']:,} were there and {added.num_rows:,} are new"
+    if added.num_rows > _REBUILD_SHARE * work.num_events:
+        return f"{added.num_rows:,} of {work.num_events:,} events are new"
     new_events = read_additions(warehouse, EVENTS, added, _NEW_EVENT_COLUMNS)
     if new_events is None:
         return f"files added to events since v{made['events']} are gone"

@@ -240,8 +240,10 @@ class Warehouse:
         builder = builder.comment(table.comment)
         if table.partition_by:
             builder = builder.partitionedBy(*table.partition_by)
-        for name, value in {**(properties or {}), **(dict([KEEP_LOG]) if table.is_pinned else {})}.items():
+        for name, value in (properties or {}).items():
             builder = builder.property(name, value)
+        if table.is_pinned:
+            builder = builder.property(*KEEP_LOG)
         try:
             builder.execute()
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Generated event logs for benchmarks: Zipf users over a year, in sessions, with one bot that never sleeps. numpy and Arrow alone."""
+"""Generated event logs for benchmarks: Zipf users over a year or less, in sessions, with one bot that never sleeps. numpy and Arrow alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 
 START_SECONDS = 1_735_689_600  # 2025-01-01
-NUM_DAYS = 365
 _ROWS_PER_BATCH = 500_000
 
 
@@ -24,6 +23,7 @@ class LogShape:
     events_per_user: float = 25.0
     events_per_session: float = 8.0
     num_items: int = 20_000
+    num_days: int = 365
     seed: int = 0
 
 
@@ -42,14 +42,14 @@ def event_log(shape: LogShape) -> Iterator[pa.Table]:
     lengths = random.geometric(1 / shape.events_per_session, num_sessions)
     num_used = int(np.searchsorted(np.cumsum(lengths), num_people)) + 1
     owners, lengths = owners[:num_used], lengths[:num_used]
-    starts = random.integers(0, NUM_DAYS * 86_400_000 - 7_200_000, num_used)
+    starts = random.integers(0, shape.num_days * 86_400_000 - 7_200_000, num_used)
     user_N = np.repeat(owners, lengths)[:num_people]
     pauses = random.exponential(60_000, int(lengths.sum())).astype(np.int64)
     since = np.cumsum(pauses) - np.repeat(np.cumsum(pauses)[np.cumsum(lengths) - lengths], lengths)
     time_N = (np.repeat(starts, lengths) + since)[:num_people]
     if num_bot:
         user_N = np.concatenate([user_N, np.full(num_bot, num_users)])
-        time_N = np.concatenate([time_N, np.linspace(0, NUM_DAYS * 86_400_000 - 1, num_bot).astype(np.int64)])
+        time_N = np.concatenate([time_N, np.linspace(0, shape.num_days * 86_400_000 - 1, num_bot).astype(np.int64)])
     order = random.permutation(len(user_N))
     user_names = np.array([_user_name(number) for number in range(num_users + 1)], dtype="S13")
     item_names = np.array([f"item-{number:06d}" for number in range(shape.num_items)], dtype="S11")

@@ -10,7 +10,7 @@
     hot_key         ours on this log against ours on one whose users are all alike, in the same memory
     incremental_1pct, incremental_1pct_late
                     the stage after 1 % of new events, the newest of the year or spread over all times and users, against the stage on all
-                    events; both less their fixed start-up, which is the same stage on a log of 2,000 events
+                    events; both less their fixed start-up, which is the same stage on a log of 2,000 events of a week
 
 The sessions of all are compared (people's sessions, events, a hash of their contents). `--scale` adds the log-log slope from 1M to 10M events,
 and a log of one single user in a JVM of 1 GiB, with the peak memory of its Python workers. Ratios are medians over the turns: of wall time,
@@ -153,8 +153,10 @@ def fingerprint(out: Path, shape: LogShape) -> tuple[int, int, int, int]:
 def incremental_costs(log: Log) -> dict[str, Cost]:
     """The stage on all but 2 % of the log, then on 1 % that are the newest, then on 1 % spread over all times and users."""
     late = F.pmod(F.xxhash64("event_id"), F.lit(100)) == 0
-    newest = F.lit(log.rows().agg(F.percentile("event_time", F.lit(0.99))).first()[0]).cast("timestamp")  # type: ignore[index]
-    is_newest = ~late & (F.col("event_time") >= newest)
+    nearly_end = F.timestamp_micros(F.percentile(F.unix_micros("event_time"), F.lit(0.99)).cast("bigint"))
+    boundary = log.rows().agg(nearly_end.alias("at")).first()
+    assert boundary is not None
+    is_newest = ~late & (F.col("event_time") >= F.lit(boundary["at"]))
     log.add(log.rows(~late & ~is_newest))
     log.run_in_full()
     costs = {}
@@ -282,7 +284,9 @@ def giant_user(folder: Path, num_events: int) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the events, one turn; for development")
+    parser.add_argument(
+        "--quick", action="store_true", help="a tenth of the events and days, one turn; for development"
+    )
     parser.add_argument(
         "--scale", action="store_true", help="also 1M against 10M events, and one user larger than memory"
     )
@@ -294,7 +298,7 @@ def main() -> None:
     num_turns, num_slow = (1, 1) if arguments.quick else (arguments.turns, 1)
     cores = os.cpu_count() or 1
     spark = spark_room.session(SparkConfig(driver_memory="6g"), "benchmark sessionize")
-    config, shape = Config(), LogShape(num_events)
+    config, shape = Config(), LogShape(num_events, num_days=37 if arguments.quick else 365)
     result: dict[str, object] = {"benchmark": "sessionize"}
     ratios: dict[str, float] = {}
     cpu_ratios: dict[str, float] = {}
@@ -317,7 +321,7 @@ def main() -> None:
         if arguments.only != "rivals":
             for turn in ("first", "second"):  # the first turn pays for what is compiled only once
                 small = incremental_costs(
-                    Log(spark, folder / f"small {turn}", replace(shape, num_events=SMALL), config)
+                    Log(spark, folder / f"small {turn}", replace(shape, num_events=SMALL, num_days=7), config)
                 )
             large = incremental_costs(Log(spark, folder / "nights", shape, config))
             for when in large:

@@ -11,12 +11,13 @@ from pathlib import Path
 import deltalake
 import pytest
 from delta.tables import DeltaTable
+from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from llm_spark.config import Config, SessionizeConfig
 from llm_spark.errors import UsageError
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.stages import run_stage
+from llm_spark.pipelines.sessionize import sessionize
 from llm_spark.schemas import EVENTS, SESSIONS
 from llm_spark.tables.warehouse import Warehouse
 from tests.integration.session_logs import LoggedEvent, arrive, found_sessions, random_log, reference_sessions
@@ -26,7 +27,7 @@ START = datetime(2025, 3, 31, 23, 50)
 
 
 @pytest.fixture
-def warehouse(spark, tmp_path: Path) -> Warehouse:  # type: ignore[no-untyped-def]
+def warehouse(spark: SparkSession, tmp_path: Path) -> Warehouse:
     return Warehouse(spark, str(tmp_path / "warehouse"))
 
 
@@ -34,6 +35,13 @@ def settings(by_key: bool = False, **changes: object) -> Config:
     config = Config(sessionize=replace(SessionizeConfig(gap_seconds=GAP, num_buckets=2), **changes))  # type: ignore[arg-type]
     columns = replace(config.ingest.columns, session="key" if by_key else None)
     return replace(config, ingest=replace(config.ingest, columns=columns))
+
+
+def sessionized(warehouse: Warehouse, config: Config) -> Account:
+    """Run the stage, but for the record of the run."""
+    account = Account("sessionize")
+    sessionize(warehouse, config, account)
+    return account
 
 
 def was_rebuilt_wholly(account: Account) -> bool:
@@ -47,7 +55,7 @@ def check_nights(warehouse: Warehouse, events: list[LoggedEvent], config: Config
         tonight = [event for event in events if event.night == night]
         arrived += tonight
         arrive(warehouse, tonight)
-        account = run_stage("sessionize", warehouse, config)
+        account = sessionized(warehouse, config)
         assert was_rebuilt_wholly(account) == (night == 0)
         expected = reference_sessions(arrived, config.sessionize, by_key, offset_minutes)
         assert found_sessions(warehouse.read(SESSIONS)) == expected
@@ -90,13 +98,24 @@ def rows_by_file(warehouse: Warehouse) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
-@pytest.fixture
-def evening(warehouse: Warehouse) -> tuple[Warehouse, list[LoggedEvent]]:
-    """Sessions of many users and of one `u`, who came twice within what may become one session."""
+@pytest.fixture(scope="module")
+def prepared(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[LoggedEvent]]:
+    folder = tmp_path_factory.mktemp("evening") / "warehouse"
+    warehouse = Warehouse(spark, str(folder))
     events = [*many_users(), event("u", 0, "a"), event("u", 10, "b"), event("u", 60, "d"), event("u", 70, "e")]
     arrive(warehouse, events)
-    run_stage("sessionize", warehouse, settings())
-    return warehouse, events
+    sessionized(warehouse, settings())
+    return folder, events
+
+
+@pytest.fixture
+def evening(
+    prepared: tuple[Path, list[LoggedEvent]], spark: SparkSession, tmp_path: Path
+) -> tuple[Warehouse, list[LoggedEvent]]:
+    """Sessions of many users and of one `u`, who came twice within what may become one session; to change at will."""
+    folder, events = prepared
+    shutil.copytree(folder, tmp_path / "evening")
+    return Warehouse(spark, str(tmp_path / "evening")), events
 
 
 def test_a_late_event_that_joins_two_sessions_leaves_all_others_and_their_files_alone(
@@ -107,7 +126,7 @@ def test_a_late_event_that_joins_two_sessions_leaves_all_others_and_their_files_
     files = rows_by_file(warehouse)
     late = event("u", 35, "c")
     arrive(warehouse, [late])
-    account = run_stage("sessionize", warehouse, settings())
+    account = sessionized(warehouse, settings())
     assert (account.rows_in, account.rows_out) == ({"new_events": 1}, {"sessions rebuilt": 1})
     joined = warehouse.read(SESSIONS).where("user_id = 'u'").collect()
     assert [row["item_ids"] for row in joined] == [["a", "b", "c", "d", "e"]]
@@ -125,9 +144,9 @@ def test_a_late_event_that_joins_two_sessions_leaves_all_others_and_their_files_
 def test_a_second_run_after_late_events_has_nothing_to_do(evening: tuple[Warehouse, list[LoggedEvent]]) -> None:
     warehouse, _ = evening
     arrive(warehouse, [event("u", 35, "c")])
-    run_stage("sessionize", warehouse, settings())
+    sessionized(warehouse, settings())
     version = warehouse.version(SESSIONS)
-    assert run_stage("sessionize", warehouse, settings()).nothing_to_do
+    assert sessionized(warehouse, settings()).nothing_to_do
     assert warehouse.version(SESSIONS) == version
 
 
@@ -145,9 +164,9 @@ def test_an_update_that_dies_before_its_commit_leaves_the_old_sessions_and_is_ma
     with monkeypatch.context() as patched:
         patched.setattr(Warehouse, "replace_where", die)
         with pytest.raises(KeyboardInterrupt):
-            run_stage("sessionize", warehouse, settings())
+            sessionized(warehouse, settings())
     assert found_sessions(warehouse.read(SESSIONS)) == before
-    assert not was_rebuilt_wholly(run_stage("sessionize", warehouse, settings()))
+    assert not was_rebuilt_wholly(sessionized(warehouse, settings()))
     expected = reference_sessions([*events, late], settings().sessionize, False)
     assert found_sessions(warehouse.read(SESSIONS)) == expected
 
@@ -163,8 +182,10 @@ def lose_the_log(warehouse: Warehouse) -> None:
 
 def lose_a_file(warehouse: Warehouse) -> None:
     DeltaTable.forPath(warehouse.spark, warehouse.path(EVENTS)).optimize().executeCompaction()
-    warehouse.spark.conf.set("spark.databricks.delta.retentionDurationCheck.enabled", "false")
+    check = "spark.databricks.delta.retentionDurationCheck.enabled"
+    warehouse.spark.conf.set(check, "false")
     DeltaTable.forPath(warehouse.spark, warehouse.path(EVENTS)).vacuum(0)
+    warehouse.spark.conf.unset(check)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +200,7 @@ def test_where_the_added_events_cannot_be_told_all_sessions_are_rebuilt(
     late = event("u", 35, "c")
     arrive(warehouse, [late])
     trouble(warehouse)
-    account = run_stage("sessionize", warehouse, settings())
+    account = sessionized(warehouse, settings())
     assert was_rebuilt_wholly(account)
     assert any(told in remark for remark in account.remarks)
     kept = [e for e in [*events, late] if trouble is not remove_user or e.user_id != "v0"]
@@ -189,14 +210,14 @@ def test_where_the_added_events_cannot_be_told_all_sessions_are_rebuilt(
 def test_compacting_the_events_leaves_nothing_to_do(evening: tuple[Warehouse, list[LoggedEvent]]) -> None:
     warehouse, _ = evening
     arrive(warehouse, [event("u", 35, "c")])
-    run_stage("sessionize", warehouse, settings())
+    sessionized(warehouse, settings())
     DeltaTable.forPath(warehouse.spark, warehouse.path(EVENTS)).optimize().executeCompaction()
-    assert "no event was added" in run_stage("sessionize", warehouse, settings()).nothing_to_do
+    assert "no event was added" in sessionized(warehouse, settings()).nothing_to_do
 
 
 def test_other_settings_rebuild_all_sessions(evening: tuple[Warehouse, list[LoggedEvent]]) -> None:
     warehouse, events = evening
-    account = run_stage("sessionize", warehouse, settings(max_events=1))
+    account = sessionized(warehouse, settings(max_events=1))
     assert was_rebuilt_wholly(account)
     assert warehouse.read(SESSIONS).count() == len(events)
 
@@ -210,7 +231,7 @@ def test_a_table_of_an_earlier_layout_is_rebuilt_in_todays_with_its_comments(
     old.write.format("delta").partitionBy("user_bucket").option("userMetadata", '{"events": 0}').save(
         warehouse.path(SESSIONS)
     )
-    run_stage("sessionize", warehouse, settings())
+    sessionized(warehouse, settings())
     now = warehouse.read(SESSIONS)
     assert found_sessions(now) == reference_sessions(events, settings().sessionize, False)
     comments = {field.name: field.metadata.get("comment") for field in now.schema.fields}
@@ -226,7 +247,7 @@ def test_a_session_ends_at_the_zones_midnight_also_where_the_clock_changes(wareh
         for place in range(3)
     ]
     arrive(warehouse, events)
-    run_stage("sessionize", warehouse, settings(day_cut="Europe/London"))
+    sessionized(warehouse, settings(day_cut="Europe/London"))
     rows = warehouse.read(SESSIONS).collect()
     assert sorted(row["item_ids"] for row in rows) == [["30th0"], ["30th1", "30th2"], ["31st0"], ["31st1", "31st2"]]
 
@@ -234,5 +255,5 @@ def test_a_session_ends_at_the_zones_midnight_also_where_the_clock_changes(wareh
 def test_a_day_cut_in_an_unknown_zone_is_refused_in_one_line(evening: tuple[Warehouse, list[LoggedEvent]]) -> None:
     warehouse, _ = evening
     with pytest.raises(UsageError, match=r"sessionize.day_cut is 'Mars/Base', which is no time zone") as refused:
-        run_stage("sessionize", warehouse, settings(day_cut="Mars/Base"))
+        sessionized(warehouse, settings(day_cut="Mars/Base"))
     assert "\n" not in str(refused.value)

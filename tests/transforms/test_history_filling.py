@@ -91,7 +91,7 @@ def test_a_row_that_begins_in_the_middle_of_a_history_still_knows_the_last_value
 
 
 def test_a_training_row_that_ends_within_a_session_does_not_look_past_its_end() -> None:
-    def leave_last_event_out(times: object, session_ends: object) -> list[Span]:
+    def leave_last_event_out(*history: object) -> list[Span]:
         return [Span(TRAIN, 0, 3, 1), Span(TEST, 0, 4, 3)]
 
     rows = rows_of([[(0, 1.0), (1, None), (2, None), (3, 4.0)]], leave_last_event_out, "interpolate")
