@@ -38,7 +38,7 @@ def copied(chain: Chain, spark: SparkSession, tmp_path: Path) -> Warehouse:
     """The chain's warehouse, and sequences that were made, another way, since the model was trained."""
     shutil.copytree(chain.warehouse.root, tmp_path / "copy")
     warehouse = Warehouse(spark, str(tmp_path / "copy"))
-    for setting in ("sequences.max_tokens=50", "sequences.max_tokens=60"):
+    for setting in ("sequences.max_tokens=80", "sequences.max_tokens=90"):
         run_stage("sequences", warehouse, chain.with_settings(setting))
     return warehouse
 
@@ -72,7 +72,7 @@ def test_a_pinned_version_outlives_maintenance_until_it_is_forced_and_no_stage_r
     assert {name: after[name] for name in before if name != RUNS.name} == {
         name: before[name] for name in before if name != RUNS.name
     }
-    last = chain.with_settings("sequences.max_tokens=60")
+    last = chain.with_settings("sequences.max_tokens=90")
     for stage in ("sessionize", "sequences"):
         assert run_stage(stage, copied, last).nothing_to_do
     assert run_stage("maintain", copied, chain.with_settings("maintain.retention_hours=1")).nothing_to_do
