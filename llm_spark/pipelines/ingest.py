@@ -48,13 +48,15 @@ def ingest(warehouse: Warehouse, config: Config, account: Account) -> None:
     with progress(f"ingest: reading {len(files)} files"):
         batch = read_batch(warehouse, files, config.ingest, account.started_at, hidden)
     properties = pseudonym_key.properties(pseudonyms)
-    with progress("ingest: writing"):
-        account_for(batch, config.ingest, account)
-        _write_rejected(warehouse, batch, account, properties)
-        gate(batch, config.ingest, pseudonyms is not None)
-        _write_events(warehouse, batch, account, turn, properties)
-        _write_ledger(warehouse, batch, account)
-    batch.release()
+    try:
+        with progress("ingest: writing"):
+            account_for(batch, config.ingest, account)
+            _write_rejected(warehouse, batch, account, properties)
+            gate(batch, config.ingest, pseudonyms is not None)
+            _write_events(warehouse, batch, account, turn, properties)
+            _write_ledger(warehouse, batch, account)
+    finally:
+        batch.release()
     account.wrote(warehouse, EVENTS, EVENTS_REJECTED, INGESTED_FILES)
     _refuse_unreadable(batch, account)
 
@@ -71,10 +73,11 @@ def _write_rejected(warehouse: Warehouse, batch: Batch, account: Account, proper
         rows = [(file.uri, None, "unreadable_file", file.detail) for file in batch.unreadable]
         aside = warehouse.spark.createDataFrame(rows, "source_file string, raw string, reason string, detail string")
         rejected = rejected.unionByName(aside.withColumn("record_id", stable_id(F.col("source_file"))))
-    warehouse.create(EVENTS_REJECTED, properties)
-    _forget_earlier_rejections(warehouse, batch)
-    if num_rejected:
+    before = 0
+    if not warehouse.create(EVENTS_REJECTED, properties):
+        _forget_earlier_rejections(warehouse, batch)
         before = warehouse.num_rows(EVENTS_REJECTED)
+    if num_rejected:
         warehouse.append(EVENTS_REJECTED, _stamped(rejected, account), f"{_WRITER}-{account.run_id}")
         _expect(warehouse, "rejected records", warehouse.num_rows(EVENTS_REJECTED) - before, num_rejected)
 
@@ -89,10 +92,9 @@ def _forget_earlier_rejections(warehouse: Warehouse, batch: Batch) -> None:
 
 
 def _write_events(warehouse: Warehouse, batch: Batch, account: Account, turn: int, properties: dict[str, str]) -> None:
-    warehouse.create(EVENTS, properties)
+    before = 0 if warehouse.create(EVENTS, properties) else warehouse.num_rows(EVENTS)
     if batch.num_new_events == 0:
         return
-    before = warehouse.num_rows(EVENTS)
     warehouse.append_in_turn(EVENTS, _stamped(batch.new_events(), account), _WRITER, turn + 1)
     _expect(warehouse, "events", warehouse.num_rows(EVENTS) - before, batch.num_new_events)
 

@@ -94,6 +94,7 @@ def read_batch(
     while True:
         if not readable:
             raise _nothing_left(files, unreadable)
+        laid: DataFrame | None = None
         try:
             judged = judged_records(spark, readable, config, now, hidden)
             laid = events.laid_out(judged, _num_slots(readable)).persist(StorageLevel.MEMORY_AND_DISK)
@@ -101,6 +102,8 @@ def read_batch(
             tallies = _tallies(records, with_dates=True)
             break
         except Exception as error:
+            if laid is not None:
+                laid.unpersist()
             broken = error if isinstance(error, UnreadableFileError) else raw.unreadable_file(error, readable)
             if broken is None:
                 raise

@@ -161,9 +161,9 @@ class Warehouse:
         writer = _conform(rows, table).write.format("delta").mode("append")
         writer.option("txnAppId", write_id).option("txnVersion", 1).save(self.path(table))
 
-    def create(self, table: Table, properties: Mapping[str, str] | None = None) -> None:
-        """Create the table, empty and with these properties, unless it is there."""
-        self._create(table, properties)
+    def create(self, table: Table, properties: Mapping[str, str] | None = None) -> bool:
+        """Create the table, empty and with these properties, unless it is there; True if it was created."""
+        return self._create(table, properties)
 
     def table_property(self, table: Table, name: str) -> str | None:
         """What was noted under this name when the table was created; None where nothing was."""
@@ -184,7 +184,14 @@ class Warehouse:
         a turn of this writer at the same time: what was found new to the table before may not be any more."""
         self._create(table)
         appender = _conform(rows, table).write.format("delta").mode("append")
-        appender.option("txnAppId", writer).option("txnVersion", turn).save(self.path(table))
+        try:
+            appender.option("txnAppId", writer).option("txnVersion", turn).save(self.path(table))
+        except Exception as error:
+            if "ConcurrentTransaction" not in str(error):
+                raise
+            raise UserError(
+                f"another run wrote to '{table.name}' in '{self.root}' at the same time: let one finish, then run this one again"
+            ) from error
 
     def register(self) -> list[str]:
         """Make each table that exists a temporary view of its name, and `predictions_current`; returns the names."""

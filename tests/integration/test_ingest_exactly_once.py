@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
 
+from llm_spark import config as settings
 from llm_spark.config import Config
 from llm_spark.errors import UserError
 from llm_spark.pipelines import ingest as stage
@@ -34,29 +36,63 @@ def lines(first: int, last: int) -> str:
     return "".join([made[0], *made, f'{{"user": "u{first}"\n'])
 
 
+def write(folder: Path) -> None:
+    (folder / "a.jsonl").write_text(lines(0, 20))
+    (folder / "b.jsonl").write_text(lines(10, 40))
+
+
+@dataclass(frozen=True)
+class Reference:
+    logs: Path
+    warehouse: Warehouse
+    rows: dict[str, list[str]]
+
+
+@pytest.fixture
+def config(loaded: Loaded, reference: Reference) -> Config:
+    """Settings for the reference's logs with a warehouse of this test."""
+    return loaded(f"ingest.paths=[{reference.logs}]", "ingest.format=jsonl", *COLUMNS)
+
+
 @pytest.fixture
 def logs(tmp_path: Path) -> Path:
     folder = tmp_path / "logs"
     folder.mkdir()
-    (folder / "a.jsonl").write_text(lines(0, 20))
-    (folder / "b.jsonl").write_text(lines(10, 40))
+    write(folder)
     return folder
 
 
 @pytest.fixture
-def config(loaded: Loaded, logs: Path) -> Config:
+def own(loaded: Loaded, logs: Path) -> Config:
+    """Settings for logs of this test alone."""
     return loaded(f"ingest.paths=[{logs}]", "ingest.format=jsonl", *COLUMNS)
 
 
-def clean(spark: SparkSession, config: Config, folder: Path) -> Warehouse:
-    """One run on a warehouse of its own."""
-    warehouse = Warehouse(spark, str(folder / "clean"))
+@pytest.fixture(scope="module")
+def reference(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """Logs that stay as they are, and the warehouse of one clean run over them."""
+    folder = tmp_path_factory.mktemp("reference")
+    (folder / "logs").mkdir()
+    write(folder / "logs")
+    given = [f"warehouse={folder / 'warehouse'}", f"ingest.paths=[{folder / 'logs'}]", "ingest.format=jsonl", *COLUMNS]
+    config = settings.load(None, given, ("ingest",))
+    warehouse = Warehouse(spark, config.warehouse)
     run_stage("ingest", warehouse, config)
-    return warehouse
+    return Reference(folder / "logs", warehouse, table_rows(warehouse, *TABLES))
+
+
+def ledger(warehouse: Warehouse) -> dict[str, tuple[int, ...]]:
+    names = ("num_records", "num_accepted", "num_rejected", "num_duplicates")
+    rows = warehouse.read(INGESTED_FILES).collect()
+    return {row["source_file"].rsplit("/", 1)[1]: tuple(row[name] for name in names) for row in rows}
+
+
+def items(warehouse: Warehouse) -> list[str]:
+    return sorted(row["item_id"] for row in warehouse.read(EVENTS).select("item_id").collect())
 
 
 def test_a_rerun_a_lost_ledger_and_a_lost_acknowledgement_change_nothing(
-    spark: SparkSession, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spark: SparkSession, config: Config, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warehouse = Warehouse(spark, config.warehouse)
     committed = warehouse.append_in_turn
@@ -70,45 +106,32 @@ def test_a_rerun_a_lost_ledger_and_a_lost_acknowledgement_change_nothing(
         with pytest.raises(ConnectionError):
             run_stage("ingest", warehouse, config)
     run_stage("ingest", warehouse, config)
-    expected = table_rows(clean(spark, config, tmp_path), *TABLES)
-    assert table_rows(warehouse, *TABLES) == expected
+    assert table_rows(warehouse, *TABLES) == reference.rows
     assert run_stage("ingest", warehouse, config).nothing_to_do
     shutil.rmtree(warehouse.path(INGESTED_FILES))
     run_stage("ingest", warehouse, config)
-    assert table_rows(warehouse, *TABLES) == expected
+    assert table_rows(warehouse, *TABLES) == reference.rows
 
 
 def test_a_file_renamed_after_it_was_ingested_is_taken_for_its_old_self(
-    spark: SparkSession, config: Config, logs: Path, tmp_path: Path
+    spark: SparkSession, own: Config, logs: Path
 ) -> None:
-    warehouse = Warehouse(spark, config.warehouse)
-    run_stage("ingest", warehouse, config)
+    warehouse = Warehouse(spark, own.warehouse)
+    run_stage("ingest", warehouse, own)
+    assert ledger(warehouse) == {"a.jsonl": (22, 20, 1, 1), "b.jsonl": (32, 20, 1, 11)}
     (logs / "b.jsonl").rename(logs / "c d.jsonl")
-    account = run_stage("ingest", warehouse, config)
+    account = run_stage("ingest", warehouse, own)
     assert account.rows_out["events"] == 0
-    expected = clean(spark, config, tmp_path)
-    assert table_rows(warehouse, EVENTS, without=("source_file",)) == table_rows(
-        expected, EVENTS, without=("source_file",)
-    )
-    assert table_rows(warehouse, EVENTS_REJECTED, INGESTED_FILES) == table_rows(
-        expected, EVENTS_REJECTED, INGESTED_FILES
-    )
-
-
-def test_a_copy_under_another_name_is_rejected_and_counted_as_its_own_file(
-    spark: SparkSession, config: Config, logs: Path, tmp_path: Path
-) -> None:
-    warehouse = Warehouse(spark, config.warehouse)
-    run_stage("ingest", warehouse, config)
-    shutil.copy2(logs / "b.jsonl", logs / "c.jsonl")
-    run_stage("ingest", warehouse, config)
-    assert table_rows(warehouse, *TABLES) == table_rows(clean(spark, config, tmp_path), *TABLES)
+    assert ledger(warehouse) == {"a.jsonl": (22, 20, 1, 1), "c%20d.jsonl": (32, 20, 1, 11)}
+    assert items(warehouse) == sorted(f"i{n}" for n in range(40))
+    names = [row["source_file"].rsplit("/", 1)[1] for row in warehouse.read(EVENTS_REJECTED).collect()]
+    assert sorted(names) == ["a.jsonl", "c%20d.jsonl"]
 
 
 def test_a_file_that_grows_while_it_is_read_waits_for_the_next_run(
-    spark: SparkSession, config: Config, logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spark: SparkSession, own: Config, logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    warehouse = Warehouse(spark, config.warehouse)
+    warehouse = Warehouse(spark, own.warehouse)
     checked = raw.changed_files
 
     def grown(*arguments: object) -> list[raw.RawFile]:
@@ -118,21 +141,17 @@ def test_a_file_that_grows_while_it_is_read_waits_for_the_next_run(
 
     with monkeypatch.context() as patched:
         patched.setattr(raw, "changed_files", grown)
-        account = run_stage("ingest", warehouse, config)
-    assert account.rows_in == {"files": 1, "records": 32}
-    assert account.rows_out == {"events": 30, "duplicates": 1, "rejected": 1}, "what both files hold is b's"
-    assert [row["source_file"][-7:] for row in warehouse.read(INGESTED_FILES).collect()] == ["b.jsonl"]
+        account = run_stage("ingest", warehouse, own)
+    assert ledger(warehouse) == {"b.jsonl": (32, 30, 1, 1)}, "what both files hold is b's"
+    assert items(warehouse) == sorted(f"i{n}" for n in range(10, 40))
     assert any("the next run reads it" in remark for remark in account.remarks)
-    run_stage("ingest", warehouse, config)
-    ids = ("event_id", "user_id", "item_id", "event_time")
-    expected = clean(spark, config, tmp_path).read(EVENTS).select(*ids)
-    assert sorted(warehouse.read(EVENTS).select(*ids).collect()) == sorted(expected.collect())
-    ledger = warehouse.read(INGESTED_FILES).collect()
-    assert sum(row["num_records"] for row in ledger) == 22 + 12 + 32
+    run_stage("ingest", warehouse, own)
+    assert ledger(warehouse) == {"a.jsonl": (34, 20, 2, 12), "b.jsonl": (32, 30, 1, 1)}
+    assert items(warehouse) == sorted(f"i{n}" for n in (*range(40), *range(50, 60)))
 
 
 def test_a_file_that_vanishes_while_it_is_read_is_left_out(
-    spark: SparkSession, config: Config, logs: Path, monkeypatch: pytest.MonkeyPatch
+    spark: SparkSession, own: Config, logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = ingest_batch.judged_records
 
@@ -142,15 +161,15 @@ def test_a_file_that_vanishes_while_it_is_read_is_left_out(
         return judged
 
     monkeypatch.setattr(ingest_batch, "judged_records", vanishing)
-    warehouse = Warehouse(spark, config.warehouse)
-    account = run_stage("ingest", warehouse, config)
-    assert account.rows_in == {"files": 1, "records": 32}
-    assert {row["source_file"][-7:] for row in warehouse.read(EVENTS).collect()} == {"b.jsonl"}
+    warehouse = Warehouse(spark, own.warehouse)
+    run_stage("ingest", warehouse, own)
+    assert ledger(warehouse) == {"b.jsonl": (32, 30, 1, 1)}
+    assert items(warehouse) == sorted(f"i{n}" for n in range(10, 40))
     assert {row["source_file"][-7:] for row in warehouse.read(EVENTS_REJECTED).collect()} == {"b.jsonl"}
 
 
 def test_of_two_runs_at_the_same_time_one_is_refused_and_nothing_counts_twice(
-    spark: SparkSession, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spark: SparkSession, config: Config, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warehouse, other = Warehouse(spark, config.warehouse), Warehouse(spark, config.warehouse)
     write = stage._write_events
@@ -163,27 +182,27 @@ def test_of_two_runs_at_the_same_time_one_is_refused_and_nothing_counts_twice(
     monkeypatch.setattr(stage, "_write_events", overtaken)
     with pytest.raises(UserError, match="did another ingest write there"):
         run_stage("ingest", warehouse, config)
-    assert table_rows(warehouse, EVENTS) == table_rows(clean(spark, config, tmp_path), EVENTS)
+    assert table_rows(warehouse, EVENTS)["events"] == reference.rows["events"]
 
 
 def test_a_driver_killed_while_events_are_written_is_made_good_by_the_next_run(
-    spark: SparkSession, config: Config, tmp_path: Path
+    spark: SparkSession, config: Config, reference: Reference, tmp_path: Path
 ) -> None:
     config_file = tmp_path / "settings.yaml"
     config_file.write_text(
-        f"ingest: {{paths: [{tmp_path / 'logs'}], format: jsonl, columns: {{user: user, item: item, time: time}}}}\n"
+        f"ingest: {{paths: [{reference.logs}], format: jsonl, columns: {{user: user, item: item, time: time}}}}\n"
     )
     warehouse = Warehouse(spark, config.warehouse)
     victim = Victim("ingest", config_file, Path(config.warehouse))
     assert victim.kill_when(lambda: any(Path(warehouse.path(EVENTS)).glob("event_date=*/*.parquet"))), "it ended before"
     run_stage("ingest", warehouse, config)
-    assert table_rows(warehouse, *TABLES) == table_rows(clean(spark, config, tmp_path), *TABLES)
+    assert table_rows(warehouse, *TABLES) == reference.rows
 
 
 def test_python_workers_killed_in_sessionize_leave_no_trace_after_the_next_run(
-    spark: SparkSession, config: Config, tmp_path: Path
+    spark: SparkSession, config: Config, reference: Reference
 ) -> None:
-    warehouse = clean(spark, config, tmp_path)
+    warehouse = reference.warehouse
     shutil.copytree(warehouse.root, config.warehouse)
     run_stage("sessionize", warehouse, config)
     survivor = Warehouse(spark, config.warehouse)
