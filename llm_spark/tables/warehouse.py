@@ -182,11 +182,11 @@ class Warehouse:
         try:
             yield
         finally:
-            for name, value in before.items():
-                if value is None:
+            for name, earlier in before.items():
+                if earlier is None:
                     self.spark.conf.unset(name)
                 else:
-                    self.spark.conf.set(name, value)
+                    self.spark.conf.set(name, earlier)
 
     def _create(self, table: Table) -> bool:
         """Create the table with its comments unless it is there; True if it was created."""
