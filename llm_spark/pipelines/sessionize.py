@@ -35,6 +35,7 @@ from llm_spark.transforms.sessions import sessionize as sessionize_events
 _REBUILD_SHARE = 0.2
 _MAX_DATES_NAMED = 4_000
 _NUM_LOGGED = "num_events + num_collapsed"
+_MAX_ROWS_SENT = 1_000_000
 _NEW_EVENT_COLUMNS = ["user_id", "session_key", "event_time"]
 
 
@@ -253,11 +254,12 @@ def _rebuilt(work: _Work, new_events: DataFrame) -> Iterator[_Plan]:
     reached = touched(new_events, _within_reach(work, logged, new_events), work.config.gap_seconds)
     reached = reached.persist(StorageLevel.MEMORY_AND_DISK)
     days = spans(reached).persist(StorageLevel.MEMORY_AND_DISK)
-    dates = sorted(row["event_date"] for row in days.select("event_date").distinct().collect())
+    num_on = {row["event_date"]: row["count"] for row in days.groupBy("event_date").count().collect()}
+    dates = sorted(num_on)
     on_days = F.col("event_date").between(dates[0], dates[-1])
     if len(dates) <= _MAX_DATES_NAMED:
         on_days &= F.col("event_date").isin(dates)
-    their_events = events_within(work.events.where(on_days), days, work.by_key)
+    their_events = events_within(work.events.where(on_days), _sent_whole(days, sum(num_on.values())), work.by_key)
     sessions = work.sessions(their_events).persist(StorageLevel.MEMORY_AND_DISK)
     outdated = reached.where(F.col("session_id").isNotNull())
     old = outdated.select(
@@ -279,7 +281,7 @@ def _rebuilt(work: _Work, new_events: DataFrame) -> Iterator[_Plan]:
     try:
         yield _Plan(
             all_sessions,
-            outdated.select("session_id"),
+            _sent_whole(outdated.select("session_id"), sum(row["num_sessions"] for row in sums if row["is_old"])),
             sessions,
             _predicate(parts),
             len(parts),
@@ -290,6 +292,11 @@ def _rebuilt(work: _Work, new_events: DataFrame) -> Iterator[_Plan]:
     finally:
         for frame in (reached, days, sessions):
             frame.unpersist()
+
+
+def _sent_whole(rows: DataFrame, num_rows: int) -> DataFrame:
+    """The rows, to be sent to every executor where they are few: what they are joined with, all events of some days, then stays in place."""
+    return F.broadcast(rows) if num_rows <= _MAX_ROWS_SENT else rows
 
 
 def _within_reach(work: _Work, sessions: DataFrame, new_events: DataFrame) -> DataFrame:

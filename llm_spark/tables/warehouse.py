@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 from llm_spark.errors import UserError
 from llm_spark.schemas import RUNS, TABLES, Table
 from llm_spark.tables.log import TableLog
-from llm_spark.tables.maintenance import KEEP_LOG, data_files, files_of_version, readable_versions, row_groups
+from llm_spark.tables.maintenance import KEEP_LOG, data_files, files_of_version, readable_versions, row_groups, settings
 
 PREDICTIONS_CURRENT = "predictions_current"
 _MAX_PARTITIONS_NAMED = 400
@@ -223,21 +223,12 @@ class Warehouse:
             found.append(TableState(table.name, log.version, *counts, readable))
         return found
 
-    @contextmanager
-    def _several_files_open(self) -> Iterator[None]:
+    def _several_files_open(self) -> AbstractContextManager[None]:
         """Let a task write into several partitions at a time; otherwise Spark sorts all rows by partition before it writes them."""
-        before = {name: self.spark.conf.get(name, None) for name in _SEVERAL_FILES}
-        for name, value in _SEVERAL_FILES.items():
-            if before[name] in (None, "0"):
-                self.spark.conf.set(name, value)
-        try:
-            yield
-        finally:
-            for name, former in before.items():
-                if former is None:
-                    self.spark.conf.unset(name)
-                else:
-                    self.spark.conf.set(name, former)
+        unset = {
+            name: value for name, value in _SEVERAL_FILES.items() if self.spark.conf.get(name, None) in (None, "0")
+        }
+        return settings(self.spark, unset)
 
     def _create(self, table: Table, properties: Mapping[str, str] | None = None) -> bool:
         """Create the table with its comments unless it is there; True if it was created."""

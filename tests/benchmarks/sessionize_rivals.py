@@ -108,14 +108,14 @@ def fingerprint(sessions: str, bot: str) -> tuple[int, int, int, int]:
 
     The bot's sessions are left out, since only ours are cut at a maximal number of events.
     """
-    row = duckdb.sql(
-        f"""
+    query = f"""
         SELECT count(*) FILTER (user_id <> '{bot}'), (sum(num_events) FILTER (user_id <> '{bot}'))::BIGINT,
             (sum(hash(user_id, epoch_us(started_at), epoch_us(ended_at), num_events::BIGINT, array_to_string(item_ids, ' ')) % 1000003)
                 FILTER (user_id <> '{bot}'))::BIGINT,
             coalesce(sum(num_events) FILTER (user_id = '{bot}'), 0)::BIGINT
         FROM {sessions}
         """
-    ).fetchone()
+    with duckdb.connect() as connection:
+        row = connection.execute(query).fetchone()
     assert row is not None
     return row  # type: ignore[return-value]

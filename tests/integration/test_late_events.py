@@ -62,13 +62,15 @@ def check_nights(warehouse: Warehouse, events: list[LoggedEvent], config: Config
 
 
 @pytest.mark.parametrize(
-    ("by_key", "day_cut", "offset_minutes"), [(False, "+05:30", 330), (True, None, 0)], ids=["by gap and day", "by key"]
+    ("by_key", "day_cut", "offset_minutes", "num_nights"),
+    [(False, "+05:30", 330, 2), (True, None, 0, 1)],
+    ids=["by gap and day", "by key"],
 )
 def test_events_late_by_any_time_and_order_give_the_sessions_that_duckdb_makes_of_all_events(
-    warehouse: Warehouse, by_key: bool, day_cut: str | None, offset_minutes: int
+    warehouse: Warehouse, by_key: bool, day_cut: str | None, offset_minutes: int, num_nights: int
 ) -> None:
     config = settings(by_key, max_length_seconds=150, max_events=4, day_cut=day_cut)
-    check_nights(warehouse, random_log(seed=7, num_users=240, num_nights=2), config, offset_minutes)
+    check_nights(warehouse, random_log(seed=7, num_users=200, num_nights=num_nights), config, offset_minutes)
 
 
 @pytest.mark.slow
