@@ -85,7 +85,7 @@ def expected_counts(lines: Path) -> tuple[int, int]:
     """Events and rejected records as DuckDB finds them."""
     (found,) = duckdb.sql(
         f"""
-        WITH lines AS (SELECT line FROM read_csv('{lines}/*.jsonl', columns={{'line': 'VARCHAR'}}, delim='\x01', quote='', escape='')),
+        WITH lines AS (SELECT line FROM read_csv('{lines}/*.jsonl', columns={{'line': 'VARCHAR'}}, delim='\x01', quote='', escape='', header=false)),
         fields AS (SELECT json_valid(line) AS ok, CASE WHEN json_valid(line) THEN line::JSON END AS j FROM lines),
         judged AS (SELECT j, ok AND j->>'item' IS NOT NULL AND j->>'agent' NOT LIKE '%bot%' AS good FROM fields)
         SELECT count(DISTINCT j::VARCHAR) FILTER (WHERE good), count(*) FILTER (WHERE NOT good) FROM judged
