@@ -106,11 +106,12 @@ def polars(files: list[str], out: Path, gap_seconds: int) -> None:
 def fingerprint(sessions: str, bot: str) -> tuple[int, int, int, int]:
     """By DuckDB, over the files that match `sessions`: people's sessions, their events, a sum of hashes of all they hold; the bot's events.
 
-    The bot's sessions are left out, since only ours are cut at a maximal number of events.
+    The bot's sessions are left out, since only ours are cut at a maximal number of events. The order of the items is, too: collect_list
+    promises none, and the lists of lag_window were seen out of order.
     """
     query = f"""
         SELECT count(*) FILTER (user_id <> '{bot}'), (sum(num_events) FILTER (user_id <> '{bot}'))::BIGINT,
-            (sum(hash(user_id, epoch_us(started_at), epoch_us(ended_at), num_events::BIGINT, array_to_string(item_ids, ' ')) % 1000003)
+            (sum(hash(user_id, epoch_us(started_at), epoch_us(ended_at), num_events::BIGINT, array_to_string(list_sort(item_ids), ' ')) % 1000003)
                 FILTER (user_id <> '{bot}'))::BIGINT,
             coalesce(sum(num_events) FILTER (user_id = '{bot}'), 0)::BIGINT
         FROM {sessions}
