@@ -16,6 +16,7 @@ from llm_spark.schemas import EVENT_TYPES, SEQUENCES, SESSIONS, VOCABULARY
 from llm_spark.transforms.certificate import LAWS, laws_of
 from llm_spark.transforms.sequences import sequences, tokenized_steps
 from llm_spark.transforms.splits import SplitTimes
+from tests.session_rows import session_row, sessions_frame
 
 START = datetime(2025, 1, 1)
 TIMES = SplitTimes(START + timedelta(minutes=100), START + timedelta(minutes=200))
@@ -63,21 +64,9 @@ def sessions_of(spark: SparkSession, histories: list[tuple[str, list[int]]]) -> 
         times = [START + timedelta(minutes=minute) for minute in minutes]
         items = [f"i{minute % 5}" for minute in minutes]
         size = len(minutes)
-        rows.append(
-            (
-                f"s{number:02}",
-                user,
-                0,
-                times[0],
-                times[-1],
-                size,
-                items,
-                ["view"] * size,
-                times,
-                [float(m) for m in minutes],
-            )
-        )
-    return spark.createDataFrame(rows, SESSIONS.schema)
+        values = [float(minute) for minute in minutes]
+        rows.append(session_row(f"s{number:02}", user, times, items, ["view"] * size, values))
+    return sessions_frame(spark, rows)
 
 
 @pytest.fixture(scope="module")

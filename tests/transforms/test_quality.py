@@ -11,7 +11,6 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from llm_spark.config import BotsConfig, ClipValuesConfig
-from llm_spark.schemas import SESSIONS
 from llm_spark.transforms.quality import (
     Bounds,
     clip_values,
@@ -21,6 +20,7 @@ from llm_spark.transforms.quality import (
     kept_sessions,
     sessions_set_aside,
 )
+from tests.session_rows import session_row, sessions_frame
 
 START = datetime(2025, 1, 1)
 
@@ -31,17 +31,15 @@ def sessions(spark: SparkSession, rows: Sequence[tuple[str, str, Sequence[float]
     for session_id, user, seconds in rows:
         times = [START + timedelta(seconds=second) for second in seconds]
         num = len(times)
-        lists = (["a"] * num, ["view"] * num, times, [None] * num)
-        full.append((session_id, user, 0, times[0], times[-1], num, 0, *lists))
-    return spark.createDataFrame(full, SESSIONS.schema)
+        full.append(session_row(session_id, user, times, ["a"] * num, ["view"] * num, [None] * num))
+    return sessions_frame(spark, full)
 
 
 def valued(spark: SparkSession, rows: Sequence[tuple[str, float | None]]) -> DataFrame:
     """One session whose events have these types and values."""
     num = len(rows)
     types, values = [kind for kind, _ in rows], [value for _, value in rows]
-    row = ("s", "u", 0, START, START, num, 0, ["a"] * num, types, [START] * num, values)
-    return spark.createDataFrame([row], SESSIONS.schema)
+    return sessions_frame(spark, [session_row("s", "u", [START] * num, ["a"] * num, types, values)])
 
 
 def verdicts(judged: DataFrame) -> dict[str, tuple[str | None, str | None]]:
