@@ -1,0 +1,97 @@
+"""Maintenance of a warehouse: what a model was trained on stays until it is forced away, and being killed does no harm."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+from llm_spark import config as settings
+from llm_spark.config import Config
+from llm_spark.pipelines import maintain as stage
+from llm_spark.pipelines.stages import run_stage
+from llm_spark.schemas import MODELS, VOCABULARY
+from llm_spark.tables.maintenance import data_files, files_of_version
+from llm_spark.tables.warehouse import Warehouse
+
+PINNED, UNPINNED, NEWEST = 1, 2, 3
+
+
+def config(*overrides: str) -> Config:
+    return settings.load(None, list(overrides))
+
+
+NOW = config("maintain.retention_hours=0")
+
+
+def items(spark: SparkSession, *tokens: int) -> DataFrame:
+    rows = [(token, f"i{token}", 1, datetime(2025, 1, 1)) for token in tokens]
+    return spark.createDataFrame(rows, VOCABULARY.schema)
+
+
+@pytest.fixture
+def warehouse(spark: SparkSession, tmp_path: Path) -> Warehouse:
+    """Three versions of a table, of which a model was trained on the first."""
+    made = Warehouse(spark, str(tmp_path / "warehouse"))
+    for tokens in ((2,), (2, 3), (2, 3, 4)):
+        made.replace(VOCABULARY, items(spark, *tokens).coalesce(1), {"tokens": tokens})
+    trained_on = json.dumps({VOCABULARY.name: PINNED})
+    model = ("m1", datetime(2025, 1, 1), "{}", trained_on, "{}", "models/m1", "champion", "")
+    # One task: that of an empty part would leave a file that no version lists.
+    made.upsert(MODELS, spark.createDataFrame([model], MODELS.schema).coalesce(1), "model_id")
+    return made
+
+
+def tokens(warehouse: Warehouse, version: int | None = None) -> list[int]:
+    return sorted(row[0] for row in warehouse.read(VOCABULARY, version).select("token").collect())
+
+
+def names(warehouse: Warehouse) -> set[str]:
+    return {file.name for file in data_files(warehouse.spark, warehouse.path(VOCABULARY))}
+
+
+def files_of(warehouse: Warehouse, version: int) -> set[str]:
+    return files_of_version(warehouse.spark, warehouse.path(VOCABULARY), version)
+
+
+def test_a_version_that_a_model_was_trained_on_outlives_maintenance_until_it_is_forced_away(
+    warehouse: Warehouse, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned, unpinned = files_of(warehouse, PINNED), files_of(warehouse, UNPINNED)
+    assert run_stage("maintain", warehouse, config()).nothing_to_do, "all files are younger than the retention"
+    assert run_stage("maintain", warehouse, NOW).rows_out["old_files_removed"] == len(unpinned)
+    assert not unpinned & names(warehouse)
+    assert (tokens(warehouse, PINNED), tokens(warehouse)) == ([2], [2, 3, 4])
+    assert warehouse.data_version(VOCABULARY) == NEWEST
+    assert run_stage("maintain", warehouse, NOW).nothing_to_do
+    monkeypatch.setattr(logging.getLogger("llm_spark"), "propagate", True)
+    with caplog.at_level("WARNING", logger="llm_spark"):
+        run_stage("maintain", warehouse, NOW, force=True)
+    assert f"removed by --force: vocabulary v{PINNED}, which m1 was trained on" in caplog.text
+    assert not pinned & names(warehouse)
+    assert tokens(warehouse) == [2, 3, 4]
+
+
+def test_maintenance_that_was_killed_half_way_is_run_again_as_if_it_had_not_been(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        warehouse.insert_new(VOCABULARY, items(warehouse.spark, 10 + number), "item_id")
+
+    def killed(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "remove_old_files", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage("maintain", warehouse, NOW)
+    # The files were joined, none was removed; and now one of those that may go is gone, as after half a removal.
+    (gone,) = files_of(warehouse, UNPINNED)
+    (Path(warehouse.path(VOCABULARY)) / gone).unlink()
+    run_stage("maintain", warehouse, NOW)
+    assert names(warehouse) == files_of(warehouse, PINNED) | files_of(warehouse, warehouse.version(VOCABULARY))
+    assert (tokens(warehouse, PINNED), tokens(warehouse)) == ([2], [2, 3, 4, 10, 11, 12, 13, 14])
