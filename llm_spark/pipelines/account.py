@@ -70,7 +70,8 @@ class Account:
             (self.run_id, self.stage, c.name, c.subject, float(c.value), c.limit, c.severity, c.detail, self.started_at)
             for c in self.checks
         ]
-        measured = warehouse.spark.createDataFrame(rows, DATA_QUALITY.schema)
+        # One task: that of an empty part would leave a file that no version of the table lists.
+        measured = warehouse.spark.createDataFrame(rows, DATA_QUALITY.schema).coalesce(1)
         warehouse.append(DATA_QUALITY, measured, f"checks-{self.run_id}")
 
     def lines(self) -> list[str]:
@@ -93,4 +94,4 @@ class Account:
         told = dataclasses.asdict(self)
         kept = {name: told[name] for name in ("rows_in", "rows_out", "rejected", "read", "written", "remarks")}
         row = (self.run_id, self.stage, self.started_at, self.seconds, "done", json.dumps(kept))
-        warehouse.append(RUNS, warehouse.spark.createDataFrame([row], RUNS.schema), f"run-{self.run_id}")
+        warehouse.append(RUNS, warehouse.spark.createDataFrame([row], RUNS.schema).coalesce(1), f"run-{self.run_id}")

@@ -43,7 +43,7 @@ def sessionize(warehouse: Warehouse, config: Config, account: Account) -> None:
     """Bring the sessions up to date with the events; nothing to do if they were made from this version of them with these settings."""
     work = _Work(warehouse, config.sessionize, config.ingest.columns.session is not None, account)
     made = work.made()
-    if made is not None and (made.get("events"), made.get("settings")) == (work.events_version, work.settings):
+    if made is not None and work.is_made(made):
         account.nothing_to_do = f"sessions are those of events v{work.events_version} already"
         return
     _check_zone(warehouse, config.sessionize.day_cut)
@@ -79,6 +79,12 @@ class _Work:
 
     def origin(self) -> dict[str, Any]:
         return {"events": self.events_version, "num_events": self.num_events, "settings": self.settings}
+
+    def is_made(self, made: dict[str, Any]) -> bool:
+        """Whether the tables were made of these events under these settings. Later commits that changed no row do not count; a table of events
+        that was made anew counts its versions from 0 again, but has not by chance the same number of rows."""
+        changed = self.warehouse.data_version(EVENTS, self.events_version) > made.get("events", -1)
+        return not changed and (made.get("num_events"), made.get("settings")) == (self.num_events, self.settings)
 
     def made(self) -> dict[str, Any] | None:
         """What the tables were made from; None where they are not there or not of one run."""
