@@ -1,0 +1,34 @@
+"""Every setting, its unit, and why its default is what it is.
+
+Frozen dataclasses <- YAML file <- `key.path=value` from the command line. `load` merges the three and raises one-line errors.
+"""
+
+from llm_spark.config.ingest import MISSING_RULES, ColumnsConfig, IngestConfig, MissingConfig, NormaliseItemConfig
+from llm_spark.config.loading import Config, from_overrides, load, show
+from llm_spark.config.maintain import MaintainConfig
+from llm_spark.config.model import EvaluateConfig, ModelConfig, ScoreConfig, TrainConfig
+from llm_spark.config.sequences import SPLIT_KINDS, BotsConfig, ClipValuesConfig, SequencesConfig, SessionizeConfig
+from llm_spark.config.spark import SparkConfig
+
+__all__ = [
+    "MISSING_RULES",
+    "SPLIT_KINDS",
+    "BotsConfig",
+    "ClipValuesConfig",
+    "ColumnsConfig",
+    "Config",
+    "EvaluateConfig",
+    "IngestConfig",
+    "MaintainConfig",
+    "MissingConfig",
+    "ModelConfig",
+    "NormaliseItemConfig",
+    "ScoreConfig",
+    "SequencesConfig",
+    "SessionizeConfig",
+    "SparkConfig",
+    "TrainConfig",
+    "from_overrides",
+    "load",
+    "show",
+]

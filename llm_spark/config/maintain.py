@@ -1,0 +1,21 @@
+"""Settings of maintenance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llm_spark.config.checks import require
+
+
+@dataclass(frozen=True)
+class MaintainConfig:
+    """Compaction, and removal of files that nothing needs."""
+
+    target_file_mib: int = 128
+    """Small files are joined into files of about this size: few enough to list, small enough for one task."""
+    retention_hours: int = 168
+    """A version younger than this stays readable, and no younger file is touched. Longer than any stage or query runs; a week, as Delta's own."""
+
+    def __post_init__(self) -> None:
+        require(self.target_file_mib > 0, "maintain.target_file_mib", self.target_file_mib, "give a number above 0")
+        require(self.retention_hours >= 0, "maintain.retention_hours", self.retention_hours, "give 0 or more")
