@@ -66,7 +66,9 @@ class _Work:
 
     def __init__(self, warehouse: Warehouse, config: SessionizeConfig, by_key: bool, account: Account) -> None:
         self.warehouse, self.config, self.by_key, self.account = warehouse, config, by_key, account
-        self.events_version = warehouse.version(EVENTS)
+        log = warehouse.log(EVENTS)
+        # A table that is deleted and made anew counts its versions from 0 again.
+        self.events_version, self.events_table = log.version, log.table_id
         self.settings = {"rules": RULES_VERSION, "by_key": by_key, **asdict(config)}
         self.events = warehouse.read(EVENTS, self.events_version)
         self.sets_aside = config.bots.any_limit or warehouse.exists(SESSIONS_SET_ASIDE)
@@ -78,13 +80,18 @@ class _Work:
         return self.events.count()  # from the statistics in the log, without reading a row
 
     def origin(self) -> dict[str, Any]:
-        return {"events": self.events_version, "num_events": self.num_events, "settings": self.settings}
+        return {
+            "events": self.events_version,
+            "events_table": self.events_table,
+            "num_events": self.num_events,
+            "settings": self.settings,
+        }
 
     def is_made(self, made: dict[str, Any]) -> bool:
-        """Whether the tables were made of these events under these settings. Later commits that changed no row do not count; a table of events
-        that was made anew counts its versions from 0 again, but has not by chance the same number of rows."""
+        """Whether the tables were made of these events under these settings. Later commits that changed no row do not count."""
         changed = self.warehouse.data_version(EVENTS, self.events_version) > made.get("events", -1)
-        return not changed and (made.get("num_events"), made.get("settings")) == (self.num_events, self.settings)
+        same = (made.get("events_table"), made.get("settings")) == (self.events_table, self.settings)
+        return same and not changed
 
     def made(self) -> dict[str, Any] | None:
         """What the tables were made from; None where they are not there or not of one run."""
@@ -184,6 +191,8 @@ def _update(work: _Work, made: dict[str, Any]) -> str | None:
     warehouse, account = work.warehouse, work.account
     if made.get("settings") != work.settings:
         return "settings changed"
+    if made.get("events_table") != work.events_table:
+        return "the table events was made anew"
     if work.config.bots.max_events_per_day:
         return "sessionize.bots.max_events_per_day looks at whole days of a user"
     added = additions(warehouse, EVENTS, made["events"], work.events_version)

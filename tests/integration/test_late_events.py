@@ -219,6 +219,16 @@ def test_compacting_the_events_leaves_nothing_to_do(evening: tuple[Warehouse, li
     assert "already" in sessionized(warehouse, settings()).nothing_to_do
 
 
+def test_events_made_anew_are_seen_though_there_are_as_many(evening: tuple[Warehouse, list[LoggedEvent]]) -> None:
+    warehouse, events = evening
+    shutil.rmtree(warehouse.path(EVENTS))
+    others = [event("w", minute, f"e{minute}") for minute in range(len(events))]
+    arrive(warehouse, others)
+    account = sessionized(warehouse, settings())
+    assert was_rebuilt_wholly(account)
+    assert found_sessions(warehouse.read(SESSIONS)) == reference_sessions(others, settings().sessionize, False)
+
+
 def test_other_settings_rebuild_all_sessions(evening: tuple[Warehouse, list[LoggedEvent]]) -> None:
     warehouse, events = evening
     account = sessionized(warehouse, settings(max_events=1))
