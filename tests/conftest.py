@@ -21,12 +21,7 @@ def spark() -> Iterator[SparkSession]:
         driver_memory="3g",
         java_options="-XX:TieredStopAtLevel=1",
         shuffle_partitions=2,
-        conf={
-            "spark.sql.adaptive.enabled": "false",
-            "spark.default.parallelism": "2",
-            # Delta's VACUUM lists folders in this many tasks; Spark's own number is 10,000.
-            "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
-        },
+        conf={"spark.sql.adaptive.enabled": "false", "spark.default.parallelism": "2"},
     )
     session = spark_room.session(settings, "llm_spark tests")
     yield session

@@ -19,6 +19,7 @@ from llm_spark.errors import UsageError
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.sessionize import sessionize
 from llm_spark.schemas import EVENTS, SESSIONS
+from llm_spark.tables.maintenance import remove_old_files
 from llm_spark.tables.warehouse import Warehouse
 from tests.integration.session_logs import LoggedEvent, arrive, found_sessions, random_log, reference_sessions
 
@@ -184,11 +185,9 @@ def lose_the_log(warehouse: Warehouse) -> None:
 
 
 def lose_a_file(warehouse: Warehouse) -> None:
-    DeltaTable.forPath(warehouse.spark, warehouse.path(EVENTS)).optimize().executeCompaction()
-    check = "spark.databricks.delta.retentionDurationCheck.enabled"
-    warehouse.spark.conf.set(check, "false")
-    DeltaTable.forPath(warehouse.spark, warehouse.path(EVENTS)).vacuum(0)
-    warehouse.spark.conf.unset(check)
+    path = warehouse.path(EVENTS)
+    DeltaTable.forPath(warehouse.spark, path).optimize().executeCompaction()
+    assert remove_old_files(warehouse.spark, path, 0, ())
 
 
 @pytest.mark.parametrize(
