@@ -6,6 +6,7 @@ JARs resolved once from Maven and then taken from the user's cache folder, since
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -88,8 +89,13 @@ def delta_jars() -> list[str]:
     """
     folder = _cache_folder()
     if not folder.exists():
-        log.info("fetching Delta Lake's JARs from Maven, this once")
-        _keep(_resolve(), folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with folder.with_name(folder.name + ".lock").open("w") as lock:
+            # Ivy in two processes at once reads the other's half-written files.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                log.info("fetching Delta Lake's JARs from Maven, this once")
+                _keep(_resolve(), folder)
     return sorted(str(jar) for jar in folder.glob("*.jar"))
 
 
@@ -111,15 +117,11 @@ def _resolve() -> list[str]:
 
 
 def _keep(jars: list[str], folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(dir=folder.parent))
     for jar in jars:
         if Path(jar).name.startswith(("io.delta_", "io.unitycatalog_")):
             shutil.copy(jar, staged)
-    try:
-        staged.rename(folder)
-    except OSError:  # another process was first
-        shutil.rmtree(staged)
+    staged.rename(folder)
 
 
 def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, str]:

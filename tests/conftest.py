@@ -1,4 +1,4 @@
-"""One tuned Spark session for all tests."""
+"""One tuned Spark session for all tests of a process."""
 
 from __future__ import annotations
 

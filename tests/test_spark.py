@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from llm_spark import spark as spark_room
 from llm_spark.errors import UserError
 from llm_spark.spark import check_java
 
@@ -44,6 +47,28 @@ def test_no_java_at_all_is_refused_saying_what_to_install(tmp_path: Path, monkey
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no `java` was found: install Java 17"):
         check_java()
+
+
+def test_processes_that_start_at_once_on_a_new_machine_fetch_the_jars_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jar, both_are_there, fetches = tmp_path / "io.delta_x.jar", threading.Barrier(2), []
+    jar.write_text("")
+
+    def resolve() -> list[str]:
+        fetches.append(1)
+        return [str(jar)]
+
+    def jars() -> list[str]:
+        both_are_there.wait(60)
+        return spark_room.delta_jars()
+
+    monkeypatch.setattr(spark_room, "_cache_folder", lambda: tmp_path / "cache" / "jars-1.2")
+    monkeypatch.setattr(spark_room, "_resolve", resolve)
+    with ThreadPoolExecutor(2) as pool:
+        found = [future.result(60) for future in [pool.submit(jars) for _ in range(2)]]
+    assert found == [[str(tmp_path / "cache" / "jars-1.2" / jar.name)]] * 2
+    assert len(fetches) == 1
 
 
 def test_times_are_utc_whatever_the_zone_of_the_machine() -> None:
