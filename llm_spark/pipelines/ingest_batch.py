@@ -94,16 +94,17 @@ def read_batch(
     while True:
         if not readable:
             raise _nothing_left(files, unreadable)
-        laid: DataFrame | None = None
+        numbered: DataFrame | None = None
         try:
             judged = judged_records(spark, readable, config, now, hidden)
-            laid = events.laid_out(judged, _num_slots(readable)).persist(StorageLevel.MEMORY_AND_DISK)
-            records = events.numbered(laid).withColumn("stored_file", F.lit(None).cast("string"))
+            numbered = events.numbered(events.laid_out(judged, _num_slots(readable)))
+            numbered = numbered.persist(StorageLevel.MEMORY_AND_DISK)
+            records = _nowhere_stored(numbered)
             tallies = _tallies(records, with_dates=True)
             break
         except Exception as error:
-            if laid is not None:
-                laid.unpersist()
+            if numbered is not None:
+                numbered.unpersist()
             broken = error if isinstance(error, UnreadableFileError) else raw.unreadable_file(error, readable)
             if broken is None:
                 raise
@@ -122,16 +123,16 @@ def read_batch(
         readable = [file for file in readable if file.uri not in left_out]
         if not readable:
             raise _nothing_left(files, unreadable)
-        # Left out before they are numbered: an event's first occurrence may have been in one of them.
-        kept = laid.where(~F.col("source_file").isin(sorted(left_out)))
-        records = events.numbered(kept).withColumn("stored_file", F.lit(None).cast("string"))
+        # Numbered anew: an event's first occurrence may have been in one of them.
+        kept = numbered.where(~F.col("source_file").isin(sorted(left_out)))
+        records = _nowhere_stored(events.numbered(kept))
         tallies = _tallies(records, with_dates=True)
     if any(tally["file_tells"] for tally in tallies):
-        laid.unpersist()
+        numbered.unpersist()
         raise DataError(
             "the name of a raw file holds the id of a user in it, which ingest.pseudonymise is to hide and the tables would show: rename it"
         )
-    held = [laid]
+    held = [numbered]
     dates = sorted({day for tally in tallies for day in tally["dates"]})
     known = _known(warehouse, records, dates)
     if known is not None:
@@ -150,6 +151,10 @@ def read_batch(
             counted.num_duplicates += tally["num"]
         num_new_events += tally["num_new"]
     return Batch(readable, records, counts, dates, num_new_events, unreadable, changing, held)
+
+
+def _nowhere_stored(records: DataFrame) -> DataFrame:
+    return records.withColumn("stored_file", F.lit(None).cast("string"))
 
 
 def _nothing_left(files: list[RawFile], unreadable: list[UnreadableFileError]) -> DataError:

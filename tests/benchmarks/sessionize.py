@@ -34,6 +34,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
@@ -142,7 +143,7 @@ class Log:
 
 
 def files_of(table: Path) -> list[str]:
-    return [uri.removeprefix("file://") for uri in DeltaTable(str(table)).file_uris()]
+    return [unquote(uri.removeprefix("file://")) for uri in DeltaTable(str(table)).file_uris()]
 
 
 def fingerprint(out: Path, shape: LogShape) -> tuple[int, int, int, int]:
