@@ -16,7 +16,7 @@ HERE = Path(sys.executable).parent
 
 # A file's tests stay together, for they share what they set up. Each process has a Spark session of its own, of which planning is one
 # thread's work: two of them use two cores where one would leave a core idle.
-PARALLEL = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"]
+PARALLEL = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 CHECKS = {
     "lint": [str(HERE / "ruff"), "check", "."],

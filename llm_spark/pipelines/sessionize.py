@@ -315,16 +315,15 @@ def _sent_whole(rows: DataFrame, num_rows: int) -> DataFrame:
 
 
 def _within_reach(work: _Work, sessions: DataFrame, new_events: DataFrame) -> DataFrame:
-    """The sessions that end no more than a gap before the earliest new event. A session with a key of the log may be of any length."""
+    """At least the sessions that end no more than a gap before the earliest new event, and whole months of them: one that these meet at an
+    instant counts as one with them (see late_events), and that may be a chain. A session with a key of the log may be of any length."""
     if work.by_key:
         return sessions
     earliest = new_events.agg(F.min("event_time")).first()
     assert earliest is not None
     reach: datetime = earliest[0] - timedelta(seconds=work.config.gap_seconds)
     first_start = reach - timedelta(seconds=work.config.max_length_seconds)
-    return sessions.where(
-        (F.col("started_month") >= F.lit(first_start.date().replace(day=1))) & (F.col("ended_at") >= F.lit(reach))
-    )
+    return sessions.where(F.col("started_month") >= F.lit(first_start.date().replace(day=1)))
 
 
 def _predicate(parts: set[tuple[date, int]]) -> str:

@@ -17,7 +17,8 @@ def touched(new_events: DataFrame, sessions: DataFrame, gap_seconds: int) -> Dat
     """One row a new event and a session that the new events can change, told apart by session_id (null for an event).
 
     `new_events`: user_id, session_key (null where the gap rules), event_time. `sessions`: those before, at least all that end later than a
-    gap before the earliest new event. Out: user_id, session_key, run (number of its run), began_at, ended_at, session_id, num_events.
+    gap before the earliest new event, and those that meet these at one instant. Out: user_id, session_key, run (number of its run),
+    began_at, ended_at, session_id, num_events.
     """
     people = new_events.select(*_PERSON).distinct()
     of_people = sessions.alias("s").join(people.alias("p"), _same_person("s", "p"), "left_semi")

@@ -137,7 +137,7 @@ def kill_workers(until: Callable[[], bool], ancestor: int | None = None) -> int:
 
 def settings_file(folder: Path, num_users: int) -> Path:
     logs = folder / "logs"
-    write_logs(SimulationConfig(num_users=num_users, num_items=100, num_days=8), logs, "jsonl")
+    write_logs(SimulationConfig(num_users=num_users, num_days=8), logs, "jsonl")
     file = folder / "settings.yaml"
     file.write_text(
         f"""

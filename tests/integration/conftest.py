@@ -40,6 +40,14 @@ SMALL_MODEL = [
 ]
 
 
+# Minutes each: begun first, so that no process is left alone with one of them at the end.
+LONGEST_FILES = ("test_submit", "test_real_data", "test_bad_input", "test_chain")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST_FILES.index(item.path.stem) if item.path.stem in LONGEST_FILES else 99)
+
+
 @dataclass(frozen=True)
 class Chain:
     """A warehouse that every stage has run on, with what went into it."""

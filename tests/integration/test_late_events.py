@@ -57,7 +57,7 @@ def check_nights(warehouse: Warehouse, events: list[LoggedEvent], config: Config
         arrived += tonight
         arrive(warehouse, tonight)
         account = sessionized(warehouse, config)
-        assert was_rebuilt_wholly(account) == (night == 0)
+        assert was_rebuilt_wholly(account) == (night == 0), account.remarks
         expected = reference_sessions(arrived, config.sessionize, by_key, offset_minutes)
         assert found_sessions(warehouse.read(SESSIONS)) == expected
 
@@ -142,6 +142,23 @@ def test_a_late_event_that_joins_two_sessions_leaves_all_others_and_their_files_
     assert all(now[name] == files[name] for name in elsewhere)
     config = settings().sessionize
     assert found_sessions(warehouse.read(SESSIONS)) == reference_sessions([*events, late], config, False)
+
+
+def test_a_session_that_ends_at_the_instant_at_which_a_touched_one_begins_is_made_again_with_it(
+    warehouse: Warehouse,
+) -> None:
+    config = settings(max_events=2)
+    events = [event("u", seconds, name) for seconds, name in ((0, "a"), (10, "b"), (10, "c"), (20, "d"))]
+    others = [event("v", seconds, f"v{seconds}") for seconds in range(0, 4_000, 100)]
+    arrive(warehouse, [*events, *others])
+    sessionized(warehouse, config)
+    # Within a gap of the second session alone; which of the two has b and which c is told by their ids.
+    late = event("u", 20 + GAP, "e")
+    arrive(warehouse, [late])
+    account = sessionized(warehouse, config)
+    assert not was_rebuilt_wholly(account), account.remarks
+    expected = reference_sessions([*events, *others, late], config.sessionize, False)
+    assert found_sessions(warehouse.read(SESSIONS)) == expected
 
 
 def test_a_second_run_after_late_events_has_nothing_to_do(evening: tuple[Warehouse, list[LoggedEvent]]) -> None:
