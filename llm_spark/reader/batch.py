@@ -18,6 +18,8 @@ from .plan import IntArray
 from .schedule import Slab
 
 TextArray = npt.NDArray[np.object_]
+_RUN_ROWS = 16_384
+"""Rows put in order at a time: their memory is freed when their last batch is."""
 
 
 @dataclass(slots=True)
@@ -86,31 +88,58 @@ class Batch(Mapping[str, Tensors]):
         return f"Batch(num_rows={self.num_rows}, columns={list(self._columns)})"
 
 
-def batches_of(parts: Sequence[pa.RecordBatch], slab: Slab, columns: Sequence[Column]) -> list[Batch]:
-    """The batches of one slab, as views of its memory.
+def batches_of(parts: list[pa.RecordBatch], slab: Slab, columns: Sequence[Column]) -> Iterator[Batch]:
+    """The batches of one slab, as views of the memory of a few; empties `parts`.
 
     A slab of one part that needs no reordering is passed through without a copy.
     """
-    split = [
-        _split([part.column(i) for part in parts], slab.order, slab.starts, column) for i, column in enumerate(columns)
-    ]
+    joined = _joined(parts)
     names = [column.name for column in columns]
-    return [
-        Batch(num_rows, dict(zip(names, of_batch, strict=True)))
-        for num_rows, *of_batch in zip(np.diff(slab.starts).tolist(), *split, strict=True)
-    ]
+    for starts in _runs(slab.starts):
+        first, last = int(starts[0]), int(starts[-1])
+        order = None if slab.order is None else pa.array(slab.order[first:last])
+        starts = starts - first
+        split = []
+        for array, column in zip(joined, columns, strict=True):
+            rows = array.slice(first, last - first) if order is None else array.take(order)
+            split.append(_split(rows, starts, column))
+        batches = [
+            Batch(num_rows, dict(zip(names, of_batch, strict=True)))
+            for num_rows, *of_batch in zip(np.diff(starts).tolist(), *split, strict=True)
+        ]
+        del rows, split
+        batches.reverse()
+        while batches:
+            yield batches.pop()
 
 
 def empty_batch(columns: Sequence[Column]) -> Batch:
     """A batch without rows, for a rank that ran out before the others."""
-    slab = Slab(0, [0], None, np.zeros(2, dtype=np.int64))
-    return batches_of([no_rows(columns)], slab, columns)[0]
+    return next(batches_of([no_rows(columns)], Slab(0, [0], None, np.zeros(2, dtype=np.int64)), columns))
 
 
-def _split(arrays: list[pa.Array], order: IntArray | None, starts: IntArray, column: Column) -> Sequence[Tensors]:
-    array = arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays)
-    if order is not None:
-        array = array.take(pa.array(order))
+def _joined(parts: list[pa.RecordBatch]) -> list[pa.Array]:
+    """The columns of all parts end to end. Each is let go as soon as it is copied, so that only one is held twice."""
+    columns = [[part.column(i) for part in parts] for i in range(parts[0].num_columns)]
+    parts.clear()
+    joined = []
+    while columns:
+        arrays = columns.pop(0)
+        joined.append(arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays))
+    return joined
+
+
+def _runs(starts: IntArray) -> Iterator[IntArray]:
+    """The batches' bounds, cut into runs of whole batches with about `_RUN_ROWS` rows."""
+    first, num_batches = 0, len(starts) - 1
+    while first < num_batches:
+        after = int(np.searchsorted(starts, starts[first] + _RUN_ROWS, side="right")) - 1
+        last = min(num_batches, max(first + 1, after))
+        yield starts[first : last + 1]
+        first = last
+
+
+def _split(array: pa.Array, starts: IntArray, column: Column) -> Sequence[Tensors]:
     if column.kind == "text":
         return np.split(array.to_numpy(zero_copy_only=False).astype(object), starts[1:-1])
     if column.kind == "scalar":

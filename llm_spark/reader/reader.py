@@ -18,7 +18,7 @@ from .schedule import Schedule
 from .snapshot import Snapshot
 from .worker import WorkerArgs
 
-_STATE_FORMAT = 1
+_STATE_FORMAT = 2
 
 
 class RaggedReader:
@@ -44,8 +44,8 @@ class RaggedReader:
     has two levels: row groups over the whole epoch, rows inside a buffer of `buffer_rows`. With `length_column` rows of
     like length share a batch (bucketing inside the buffer); the lengths are read once, four bytes a row.
 
-    Memory: num_workers row groups plus `buffer_rows` rows, of the columns read, and while they are decoded and put in
-    order about as much again.
+    Memory: num_workers row groups plus twice `buffer_rows` rows, of the columns read: one buffer is delivered while the
+    next one fills. While row groups are decoded, and a buffer is put in order, these are held twice.
 
     Args:
         files: a Snapshot, or a list of paths or fsspec URLs of Parquet files.
@@ -58,7 +58,7 @@ class RaggedReader:
         seed: of the order, 0 or more (0 is a seed like any other).
         shuffle: False keeps the order of the files and of the rows in them.
         buffer_rows: rows that are mixed with each other.
-        num_workers: threads or processes that read. On two cores three were faster than two, and four no faster.
+        num_workers: threads or processes that read. On two cores two are the fastest.
         pool: "thread" (Arrow releases the GIL; right nearly always) or "process" (their sockets on the loopback
         interface accept
             pickles from any user of the machine: not for machines shared with people you do not trust).
@@ -86,7 +86,7 @@ class RaggedReader:
         seed: int = 0,
         shuffle: bool = True,
         buffer_rows: int = 65_536,
-        num_workers: int = 3,
+        num_workers: int = 2,
         pool: Literal["thread", "process"] = "thread",
         fill_values: Mapping[str, Fill] | None = None,
         storage_options: Mapping[str, Any] | None = None,
@@ -224,7 +224,7 @@ class Epoch(Iterator[Batch]):
             WorkerArgs(reader._files, reader._columns, threading.Event() if reader._pool == "thread" else None),
             reader._pool,
             reader._num_workers,
-            reader._batching.buffer_rows + reader._num_workers * max(reader._group_rows),
+            2 * reader._batching.buffer_rows + reader._num_workers * max(reader._group_rows),
             reader._stall_seconds,
         )
         # Not a method: a generator that held this Epoch would keep a dropped one, and its workers, alive.
@@ -264,10 +264,7 @@ class Epoch(Iterator[Batch]):
 
 def _batches(delivery: Delivery, columns: Sequence[Column], num_tail_steps: int) -> Iterator[Batch]:
     for slab, parts in delivery.slabs():
-        batches = batches_of(parts, slab, columns)
-        del parts  # joined into the batches: it would be a second copy of the slab for as long as those last
-        yield from batches
-        del batches
+        yield from batches_of(parts, slab, columns)
     for _ in range(num_tail_steps):
         yield empty_batch(columns)
 

@@ -1,9 +1,9 @@
 """From a rank's plan to what the workers read and what the consumer joins: pure numpy.
 
-Batches are delivered in *slabs*, runs of whole batches of one block with about a quarter of its rows. A worker reads a
-piece once and takes from it, for each slab that needs rows of it, those rows in the order they are stored; the consumer
-joins a slab's parts, puts the rows in order of delivery and slices batches off. A part is freed as soon as its slab is
-joined.
+Batches are delivered in *slabs*: a block where rows are shuffled, which needs all its pieces before the first batch
+anyhow, else a run of whole batches. A worker reads a piece once and takes from it, for each slab that needs rows of it,
+those rows in the order they are stored, mostly without a copy; the consumer joins a slab's parts, and puts some batches'
+rows at a time in order of delivery. A part is freed as soon as its slab is joined.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from .plan import IntArray, RankPlan, Rows, take_rows
 
-_MAX_SLAB_ROWS = 16_384
+_UNSHUFFLED_SLAB_ROWS = 16_384
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Schedule:
         self._takes: dict[int, list[tuple[int, Rows]]] = {}
         self._first_step = first_step
         self._num_slabs = 0
-        self._slab_rows = max(1, min(_MAX_SLAB_ROWS, plan.batching.block_rows // 4))
+        block_rows = plan.batching.block_rows
+        self._slab_rows = block_rows if plan.batching.shuffle else max(1, min(_UNSHUFFLED_SLAB_ROWS, block_rows // 4))
         self._next_block = plan.block_of(first_step) if first_step < plan.num_batches else plan.num_blocks
 
     def slabs(self) -> Iterator[Slab]:
@@ -88,17 +89,17 @@ class Schedule:
         plan, number = self._plan, self._next_block
         block = plan.block(number)
         start = number * plan.batching.block_rows
-        place_N = np.empty_like(block.order)
-        place_N[block.order - start] = np.arange(len(place_N))
+        place_order = block.order - start
+        num_rows = len(place_order)
         first_piece = int(np.searchsorted(plan.starts, start, side="right")) - 1
-        last_piece = int(np.searchsorted(plan.starts, start + len(place_N), side="left"))
+        last_piece = int(np.searchsorted(plan.starts, start + num_rows, side="left"))
         piece_starts = plan.starts[first_piece : last_piece + 1] - start
         first_batch = max(0, self._first_step - plan.first_step(number))
         for low, high in _slab_bounds(block.starts, first_batch, self._slab_rows):
             first, last = block.starts[low], block.starts[high]
+            delivered = place_order[first:last]
             # Ascending, so that a worker walks through its row group once; the consumer puts them in order.
-            rows = np.flatnonzero((place_N >= first) & (place_N < last))
-            places = place_N[rows] - first
+            rows = np.arange(num_rows) if last - first == num_rows else np.sort(delivered)
             bounds = np.searchsorted(rows, piece_starts)
             parts = np.flatnonzero(bounds[1:] > bounds[:-1])
             positions = (first_piece + parts).tolist()
@@ -107,9 +108,8 @@ class Schedule:
                 take = take_rows(plan.pieces[position].rows, taken)
                 self._takes.setdefault(position, []).append((self._num_slabs, _as_range(take)))
             order = None
-            if not bool((places[1:] > places[:-1]).all()):
-                order = np.empty_like(places)
-                order[places] = np.arange(len(places))
+            if not bool((delivered[1:] > delivered[:-1]).all()):
+                order = delivered if len(rows) == num_rows else np.searchsorted(rows, delivered)
             self._slabs.append(Slab(self._num_slabs, positions, order, block.starts[low : high + 1] - first))
             self._num_slabs += 1
         self._next_block += 1

@@ -3,7 +3,7 @@
 400k ragged sequences of mean length 20 in 20k-row groups, columns id and tokens, in batches of 256. In turns within one
 run:
 
-    ours                 RaggedReader as it comes: shuffled, three worker threads
+    ours                 RaggedReader as it comes: shuffled, two worker threads
     raw_pyarrow          ParquetFile.read_row_group of the same columns, row group after row group, and nothing else
     batched_data_loader  petastorm.pytorch.BatchedDataLoader on this same stack, behind the stand-ins below; Petastorm
     cannot

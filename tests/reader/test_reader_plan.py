@@ -147,10 +147,21 @@ def test_seed_zero_is_a_seed_like_any_other() -> None:
     assert random_order(50, 0, 3).tolist() == random_order(50, 0, 3).tolist() != list(range(50))
 
 
-def test_random_orders_are_the_permutations_that_a_saved_state_relies_on() -> None:
-    # PCG64's raw stream is promised stable (NEP 19); its first words for this seed are sorted by hand here.
-    words = [int(np.random.PCG64(np.random.SeedSequence([5, 1])).random_raw(4)[i]) for i in range(4)]
-    assert random_order(4, 5, 1).tolist() == sorted(range(4), key=lambda i: words[i] >> 32)
+def fisher_yates(num: int, *key: int) -> list[int]:
+    """The classic shuffle by 32-bit halves of PCG64's words, those above the place masked and drawn again."""
+    words = np.random.PCG64(np.random.SeedSequence(list(key))).random_raw(4 * num).tolist()
+    halves = iter([half for word in words for half in (word & 0xFFFFFFFF, word >> 32)])
+    order = list(range(num))
+    for place in range(num - 1, 0, -1):
+        mask = (1 << place.bit_length()) - 1
+        other = next(half & mask for half in halves if half & mask <= place)
+        order[place], order[other] = order[other], order[place]
+    return order
+
+
+@pytest.mark.parametrize("num", [0, 1, 4, 97, 700])
+def test_random_orders_are_the_permutations_that_a_saved_state_relies_on(num: int) -> None:
+    assert random_order(num, 5, 1).tolist() == fisher_yates(num, 5, 1)
 
 
 @pytest.mark.parametrize("num", [1, 2, 5, 97])
