@@ -156,8 +156,9 @@ def _own_settings(config: SparkConfig) -> dict[str, str]:
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     log_settings = Path(__file__).with_name("log4j2.properties").as_uri()
     # Without the second compiler (TieredStopAtLevel=1) the JVM has room for 48 MB of compiled code, and Spark makes more:
-    # it then spends its time throwing code out and compiling it again.
-    java = "-XX:+UseSerialGC -XX:-UsePerfData -XX:ReservedCodeCacheSize=240m"
+    # it then spends its time throwing code out and compiling it again. And what Spark makes of a long projection, as ingest's, is a method
+    # that the JVM would leave to its interpreter for its size.
+    java = "-XX:+UseSerialGC -XX:-UsePerfData -XX:ReservedCodeCacheSize=240m -XX:-DontCompileHugeMethods"
     options = f"-Dlog4j2.configurationFile={log_settings} {java} {config.java_options}"
     settings["spark.driver.extraJavaOptions"] = options.strip()
     if config.master.startswith("local"):

@@ -128,7 +128,7 @@ def read_text(spark: SparkSession, files: Sequence[RawFile]) -> DataFrame:
     lines = spark.read.text([_literal(file.path) for file in files])
     line = F.when(F.startswith("value", F.lit("\ufeff")), F.substr("value", F.lit(2))).otherwise(F.col("value"))
     named = lines.select(F.col("_metadata.file_path").alias("_source_file"), line.alias("_raw"))
-    return named.where(F.length(F.trim("_raw")) > 0)
+    return named.where(F.trim("_raw") != "")
 
 
 def read_parquet(spark: SparkSession, files: Sequence[RawFile]) -> DataFrame:

@@ -5,6 +5,7 @@ Judged records have the event's columns and `reason`: null for an accepted one, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -48,7 +49,7 @@ def _mapped(expression: str | None, known: set[str]) -> Column:
 def _text(column: Column) -> Column:
     """As trimmed text; null where empty."""
     trimmed = F.trim(F.make_valid_utf8(column.cast("string")))
-    return F.when(F.length(trimmed) > 0, trimmed)
+    return F.when(trimmed != "", trimmed)
 
 
 def _finite(number: Column) -> Column:
@@ -161,7 +162,7 @@ def _mapped_fields(records: DataFrame, config: IngestConfig) -> DataFrame:
         "_unparsable",
         F.coalesce(is_header, F.lit(False)).alias("_is_header"),
         F.coalesce(F.col("_raw"), F.to_json(F.struct(*data_columns))).alias("_raw_text"),
-        F.coalesce(F.length("_raw"), _num_chars(records)).alias("_num_chars"),
+        _num_chars(records, config.max_record_chars).alias("_num_chars"),
         F.when(~F.col("_unparsable"), filtered).alias("_broken_rule"),
         filled(_text(_mapped(columns.user, known)), missing.user).alias("user_id"),
         filled(item, missing.item).alias("item_id"),
@@ -175,14 +176,21 @@ def _mapped_fields(records: DataFrame, config: IngestConfig) -> DataFrame:
     )
 
 
-def _num_chars(records: DataFrame) -> Column:
-    """Characters in the text columns of a record that its format's reader took apart."""
+def _num_chars(records: DataFrame, max_chars: int) -> Column:
+    """Characters of a record, or of the text columns that its format's reader took apart; where its bytes, which are never fewer, are within
+    `max_chars` already, the number of these: characters are counted byte by byte.
+    """
     texts = [
         entry.name
         for entry in records.schema.fields
         if isinstance(entry.dataType, t.StringType) and not entry.name.startswith("_")
     ]
-    return sum((F.coalesce(F.length(f"`{name}`"), F.lit(0)) for name in texts), F.lit(0))
+
+    def total(size: Callable[[str], Column]) -> Column:
+        return F.coalesce(size("_raw"), sum((F.coalesce(size(f"`{name}`"), F.lit(0)) for name in texts), F.lit(0)))
+
+    num_bytes = total(F.octet_length)
+    return F.when(num_bytes <= max_chars, num_bytes).otherwise(total(F.length))
 
 
 def _verdicts(config: IngestConfig, now: datetime) -> list[tuple[str, Column, Column]]:
@@ -210,7 +218,7 @@ def _verdicts(config: IngestConfig, now: datetime) -> list[tuple[str, Column, Co
         ("unparsable", is_broken_text, F.concat(F.lit("bytes that are no text in: "), F.substring(identity, 1, 200))),
         ("missing_user", F.col("user_id").isNull(), nothing),
         ("missing_item", F.col("item_id").isNull(), nothing),
-        ("missing_time", raw_time.isNull(), nothing),
+        ("missing_time", F.col("_raw_time").isNull(), nothing),
         *missing_verdicts(config),
         ("bad_time", F.col("event_time").isNull(), raw_time),
         ("time_out_of_range", too_early, raw_time),

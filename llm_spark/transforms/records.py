@@ -23,7 +23,9 @@ ACCESS_LOG_FIELDS = ("host", "identity", "user", "time", "request", "status", "s
 
 def bounded(max_chars: int) -> Column:
     """The line, or null where it is too long to be looked into."""
-    return F.when(F.length("_raw") <= max_chars, F.col("_raw"))
+    # Bytes first: they are known, characters are counted.
+    is_short = (F.octet_length("_raw") <= max_chars) | (F.length("_raw") <= max_chars)
+    return F.when(is_short, F.col("_raw"))
 
 
 def parse_json_lines(

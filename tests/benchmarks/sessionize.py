@@ -1,4 +1,4 @@
-"""Sessionize against its rivals on the same events: python -m tests.benchmarks.sessionize [--quick] [--scale] [--turns N]
+"""Sessionize against its rivals on the same events: python -m tests.benchmarks.sessionize [--quick] [--scale] [--only PART]
 
 5M generated events of a year, Zipf users and one bot with 5 % of them, in a Delta table of a day a partition. In turns within one run:
 
@@ -229,6 +229,7 @@ def slope(spark: SparkSession, folder: Path, config: Config) -> float:
         log.add(log.rows())
         log.run_in_full()
         seconds.append(statistics.median(cost_of(log.run_in_full).wall for _ in range(3)))
+        print(f"{millions}M events: {seconds[-1]:.1f} s", flush=True)
         shutil.rmtree(log.folder)
     return math.log10(seconds[1] / seconds[0])
 
@@ -293,7 +294,7 @@ def main() -> None:
     )
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--events", type=int, default=0, help="another number of events")
-    parser.add_argument("--only", choices=["rivals", "incremental"], help="one half of it")
+    parser.add_argument("--only", choices=["rivals", "incremental", "scale"], help="one part of it")
     arguments = parser.parse_args()
     num_events = arguments.events or (500_000 if arguments.quick else 5_000_000)
     num_turns, num_slow = (1, 1) if arguments.quick else (arguments.turns, 1)
@@ -305,7 +306,7 @@ def main() -> None:
     cpu_ratios: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if arguments.only != "incremental":
+        if arguments.only in (None, "rivals"):
             log = Log(spark, folder / "log", shape, config)
             log.add(log.rows())
             alike = replace(shape, bot_share=0.0, zipf_exponent=0.0)
@@ -319,7 +320,7 @@ def main() -> None:
                 print(f"{contender:16s} {wall:7.1f} s  {cpu:7.1f} CPU s  {num_events / wall:12,.0f} events/s")
             shutil.rmtree(folder / "uniform")
             shutil.rmtree(folder / "log")
-        if arguments.only != "rivals":
+        if arguments.only in (None, "incremental"):
             for turn in ("first", "second"):  # the first turn pays for what is compiled only once
                 small = incremental_costs(
                     Log(spark, folder / f"small {turn}", replace(shape, num_events=SMALL, num_days=7), config)
@@ -331,10 +332,10 @@ def main() -> None:
                 )
             ratios |= incremental_ratios(large, small, "wall")
             cpu_ratios |= incremental_ratios(large, small, "cpu")
-        if arguments.scale:
+        if arguments.scale or arguments.only == "scale":
             ratios["slope"] = slope(spark, folder, config)
         spark.stop()
-        if arguments.scale:
+        if arguments.scale or arguments.only == "scale":
             result |= giant_user(folder, num_events)
     result["ratios"] = {name: round(ratio, 3) for name, ratio in ratios.items()}
     result["cpu_ratios"] = {name: round(ratio, 3) for name, ratio in cpu_ratios.items()}
