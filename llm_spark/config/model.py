@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from llm_spark.config.checks import one_of, require
+
+_WITHOUT_PART_IN_THE_WEIGHTS = frozenset(
+    {"timeout_seconds", "reader_workers", "checkpoint_seconds", "keep_checkpoints", "track"}
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,9 @@ class TrainConfig:
     """Passes over the training sequences; the account counts steps and tokens."""
     batch_rows: int = 128
     """Sequences a step, over all ranks."""
+    accumulate: int = 1
+    """Parts of about equally many events into which each rank cuts its sequences of a step, one after the other. Memory falls with it,
+    the loss curve stays; more parts are slower. An even shorter part than one sequence is not made."""
     learning_rate: float = 0.01
     """Of Adam at its height. Large, since the embeddings of rare items get few steps."""
     weight_decay: float = 0.0
@@ -64,22 +72,36 @@ class TrainConfig:
     device: str = "auto"
     """auto takes a GPU where torch finds one; cpu or cuda insist."""
     precision: str = "fp32"
-    """fp32, or bf16 autocast."""
+    """fp32, or autocast to bf16, or to fp16 with a scaled loss (for GPUs without bf16)."""
     reader_workers: int = 2
     """Petastorm workers that read ahead, for each rank."""
     patience: int = 3
     """Stop after this many epochs without a better validation recall; the best weights are kept."""
     timeout_seconds: int = 1800
     """A collective operation that waits longer than this fails the run: a dead or hung rank never hangs the night."""
+    checkpoint_seconds: float = 300.0
+    """A checkpoint is written after the first step that ends so long after the last one: what a kill can cost at most. 0 writes one after
+    every step. Five minutes, for writing a model of a million items then takes well under a hundredth of the time."""
+    keep_checkpoints: int = 2
+    """Newest ones kept until the run has ended. Two, so that there is one to fall back to where the newest is damaged."""
+    warm_start: bool = False
+    """Begin with the champion's weights instead of random ones. New items and event types get rows beside the old ones. A champion of
+    another shape, or one that has seen later events than this run may, is passed over: the account says why."""
+    track: str = "none"
+    """Send the metrics, as they come, also to tensorboard (files under <warehouse>/tensorboard) or to mlflow (where its own environment
+    variables say); either must be installed where rank 0 runs."""
     seed: int = 1
 
     def __post_init__(self) -> None:
         one_of("train.loss", self.loss, ("full", "sampled"))
         one_of("train.device", self.device, ("auto", "cpu", "cuda"))
-        one_of("train.precision", self.precision, ("fp32", "bf16"))
+        one_of("train.precision", self.precision, ("fp32", "bf16", "fp16"))
+        one_of("train.track", self.track, ("none", "tensorboard", "mlflow"))
         for name in (
             "num_epochs",
             "batch_rows",
+            "accumulate",
+            "keep_checkpoints",
             "learning_rate",
             "clip_norm",
             "num_negatives",
@@ -89,10 +111,14 @@ class TrainConfig:
             "patience",
         ):
             require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "give a number above 0")
-        for name in ("warmup_steps", "weight_decay"):
+        for name in ("warmup_steps", "weight_decay", "checkpoint_seconds"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "give 0 or more")
         enough = self.batch_rows >= self.num_ranks
         require(enough, "train.batch_rows", self.batch_rows, f"give at least one sequence a rank ({self.num_ranks})")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that have a part in the weights: runs that differ in others only are the same run."""
+        return {name: value for name, value in asdict(self).items() if name not in _WITHOUT_PART_IN_THE_WEIGHTS}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Shape suffixes: B rows (user histories), N tokens of all rows, S sessions of all
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -90,6 +91,25 @@ class HistoryBatch:
     @property
     def num_sessions(self) -> int:
         return self.session_offsets.numel() - 1
+
+    def rows(self, first: int, last: int) -> HistoryBatch:
+        """The histories `first` to `last - 1`, without a copy of their steps."""
+        row_offsets = self.row_offsets[first : last + 1]
+        begin, end = int(row_offsets[0]), int(row_offsets[-1])
+        inside = (self.session_offsets >= begin) & (self.session_offsets < end)
+        # The shape suffix of a column says whether it has an entry for each step or for each row.
+        dimension = {entry.name: entry.name.rsplit("_", 1)[1][0] for entry in dataclasses.fields(self)}
+        columns = {name: getattr(self, name)[begin:end] for name in dimension if dimension[name] == "N"}
+        columns |= {name: getattr(self, name)[first:last] for name in dimension if dimension[name] == "B"}
+        session_offsets = torch.cat([self.session_offsets[inside], row_offsets[-1:]]) - begin
+        return dataclasses.replace(self, **columns, row_offsets=row_offsets - begin, session_offsets=session_offsets)
+
+    def parts(self, num_parts: int) -> list[HistoryBatch]:
+        """Cut between rows into at most `num_parts` batches of about equally many steps each; none is empty."""
+        wanted = torch.arange(1, num_parts) * self.num_tokens // num_parts
+        inner = torch.searchsorted(self.row_offsets, wanted).tolist()
+        bounds = sorted({0, *inner, self.num_rows})
+        return [part for first, last in itertools.pairwise(bounds) if (part := self.rows(first, last)).num_tokens]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> HistoryBatch:
         """The same batch with its step tensors on `device`."""

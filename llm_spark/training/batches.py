@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from llm_spark.config import TrainConfig
 from llm_spark.errors import DataError, UserError
 from llm_spark.model.history import HistoryBatch
-from llm_spark.reader import RaggedReader, Snapshot
+from llm_spark.reader import Epoch, RaggedReader, Snapshot
 from llm_spark.tokens import FIRST_ITEM_TOKEN
 from llm_spark.training.distributed import Ranks
 from llm_spark.training.job import TrainingJob
@@ -25,12 +25,28 @@ COLUMNS = ["tokens", "event_types", "values", "event_times", "session_starts", "
 STATISTICS_BATCH_ROWS = 1024
 
 
+class Batches(Protocol):
+    """One rank's batches of one epoch."""
+
+    def __iter__(self) -> Iterator[HistoryBatch]: ...
+
+    def __next__(self) -> HistoryBatch: ...
+
+    def state(self) -> dict[str, Any]:
+        """Where they stand, as JSON, for `BatchSource.resume`: asked for after the step that used the last batch."""
+        ...
+
+
 class BatchSource(Protocol):
     """Where the loop takes its batches from. Every rank takes the same number of training steps; a batch may be empty."""
 
     def num_steps(self, epoch: int) -> int: ...
 
-    def training(self, epoch: int) -> Iterator[HistoryBatch]: ...
+    def training(self, epoch: int) -> Batches: ...
+
+    def resume(self, state: dict[str, Any]) -> Batches:
+        """The batches of the epoch that would have followed."""
+        ...
 
     def validation(self) -> Iterator[HistoryBatch]: ...
 
@@ -60,9 +76,11 @@ class ReaderSource:
     def num_steps(self, epoch: int) -> int:
         return self._train.num_steps(epoch)
 
-    def training(self, epoch: int) -> Iterator[HistoryBatch]:
-        for batch in self._train.epoch(epoch):
-            yield history_batch(batch, self._job.num_tokens, self._job.num_event_types)
+    def training(self, epoch: int) -> Batches:
+        return _ReaderBatches(self._train.epoch(epoch), self._job)
+
+    def resume(self, state: dict[str, Any]) -> Batches:
+        return _ReaderBatches(self._train.resume(state), self._job)
 
     def validation(self) -> Iterator[HistoryBatch]:
         if self._validation is not None:
@@ -87,6 +105,22 @@ class ReaderSource:
             num_workers=max(1, config.reader_workers),
             stall_seconds=config.timeout_seconds,
         )
+
+
+class _ReaderBatches:
+    """An epoch of the reader, as the model takes it."""
+
+    def __init__(self, epoch: Epoch, job: TrainingJob) -> None:
+        self._epoch, self._job = epoch, job
+
+    def __iter__(self) -> Iterator[HistoryBatch]:
+        return self
+
+    def __next__(self) -> HistoryBatch:
+        return history_batch(next(self._epoch), self._job.num_tokens, self._job.num_event_types)
+
+    def state(self) -> dict[str, Any]:
+        return self._epoch.state()
 
 
 def history_batch(batch, num_tokens: int, num_event_types: int) -> HistoryBatch:  # type: ignore[no-untyped-def]

@@ -46,6 +46,12 @@ class Ranks:
             self._on_wait(False)
         return tensor
 
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Every rank's tensor of one shape and type, [world_size, ...] on the host. Raises PeerLostError."""
+        gathered = torch.zeros(self.world_size, *tensor.shape, dtype=tensor.dtype, device=self.device)
+        gathered[self.rank] = tensor.to(self.device)
+        return self.sum_over_ranks(gathered).cpu()
+
 
 @contextlib.contextmanager
 def join_ranks(device_setting: str, timeout_seconds: float, on_wait: Callable[[bool], None]) -> Iterator[Ranks]:

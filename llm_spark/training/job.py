@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from llm_spark.config import ModelConfig, TrainConfig
@@ -52,11 +53,35 @@ class TrainingJob:
     artifact_path: str
     """Folder of this model alone, that does not hold a model yet."""
     work_dir: str
-    """Folder that the driver and all ranks see; this run's records live in a sub-folder, which is removed after success."""
+    """Folder of this model alone that the driver and all ranks see: checkpoints, and the records of each launch. The same job with the
+    same folder goes on from the newest checkpoint. The caller removes it once it has noted the result."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Vocabulary and table versions, kept in the artifact."""
+    parent_path: str | None = None
+    """Artifact of the model whose weights this one begins with, if any."""
+    tracking_path: str = "tensorboard"
+    """Folder in which TensorBoard's files of each model are, where those are asked for."""
+    launch_id: str = ""
+    """Given by the launcher: of several launches of one job only the last may write."""
     on_progress: Callable[[Progress], None] | None = None
     """Called on the driver whenever there is news, a few times a second at most."""
+
+    @property
+    def checkpoint_path(self) -> str:
+        return f"{self.work_dir.rstrip('/')}/checkpoints"
+
+    def checkpoint_identity(self) -> dict[str, Any]:
+        """What a checkpoint of this job belongs to: whatever has a part in the weights, and the files that its position refers to."""
+        files = "\n".join(self.training.files)
+        return {
+            **{f"model.{name}": value for name, value in asdict(self.model_config).items()},
+            **{f"train.{name}": value for name, value in self.train_config.identity().items()},
+            **{f"data_versions.{name}": value for name, value in self.provenance.get("data_versions", {}).items()},
+            "num_tokens": self.num_tokens,
+            "num_event_types": self.num_event_types,
+            "parent": self.parent_path,
+            "training_files": hashlib.sha256(files.encode()).hexdigest()[:12],
+        }
 
 
 @dataclass(frozen=True)
@@ -76,5 +101,7 @@ class TrainingResult:
     """The step whose weights are kept."""
     best_recall: float | None
     """Their validation recall@20; None without validation targets."""
+    resumed_at_step: int | None
+    """Where an interrupted run was taken up; None for one that began at the beginning."""
     seconds: float
     model_summary: str

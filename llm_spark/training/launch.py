@@ -25,6 +25,7 @@ from pyspark.sql import SparkSession
 
 from llm_spark.errors import UserError
 from llm_spark.model.artifact import MANIFEST, locate, read_file, save_manifest
+from llm_spark.training.checkpoint import CheckpointFolder
 from llm_spark.training.job import Metric, Progress, TrainingJob, TrainingResult
 from llm_spark.training.rank import RankFunction, RankSettings, run_rank, train_rank
 from llm_spark.training.records import RankRecord, RunFolder, blame
@@ -43,7 +44,8 @@ START_SECONDS = 300.0
 def train(spark: SparkSession, job: TrainingJob) -> TrainingResult:
     """Train `job` on its `num_ranks` ranks and leave a whole artifact at `job.artifact_path`.
 
-    The manifest is written here, after every rank has recorded success: a run that failed anywhere leaves no model.
+    The manifest is written here, after every rank has recorded success: a run that failed anywhere leaves no model, but
+    its checkpoints in `job.work_dir`, from the newest of which the same call goes on.
     Raises UserError in one line for what the user can put right and for a rank that failed, was killed or stood
     still.
     """
@@ -51,10 +53,12 @@ def train(spark: SparkSession, job: TrainingJob) -> TrainingResult:
     if read_file(f"{job.artifact_path}/{MANIFEST}") is not None:
         raise UserError(f"'{job.artifact_path}' holds a model already: give the new model another id")
     config = job.train_config
+    launch_id = uuid.uuid4().hex[:12]
+    CheckpointFolder(job.checkpoint_path, {}, owner=launch_id).claim()
     records = run_ranks(
         spark,
         train_rank,
-        dataclasses.replace(job, on_progress=None),
+        dataclasses.replace(job, on_progress=None, launch_id=launch_id),
         num_ranks=config.num_ranks,
         work_dir=job.work_dir,
         device=config.device,
@@ -73,6 +77,7 @@ def train(spark: SparkSession, job: TrainingJob) -> TrainingResult:
         final_loss=result["final_loss"],
         best_step=result["best_step"],
         best_recall=result["best_recall"],
+        resumed_at_step=result["resumed_at_step"],
         seconds=time.monotonic() - started,
         model_summary=result["model_summary"],
     )

@@ -1,5 +1,5 @@
-"""The training loop: Adam with warm-up and cosine decay, clipping, autocast, validation each epoch, the best weights
-kept.
+"""The training loop: Adam with warm-up and cosine decay, clipping, accumulation, autocast, validation each epoch, the best
+weights kept; and checkpoints, from the last of which an interrupted run goes on.
 
 The loss of a step is the sum over the global batch's targets divided by their number. The same code runs on one
 rank and on many.
@@ -13,7 +13,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -25,30 +25,26 @@ from llm_spark.model.losses import NegativeSampler, full_cross_entropy, is_item,
 from llm_spark.model.network import NextEventModel
 from llm_spark.model.ranking import rank_targets
 from llm_spark.training.batches import BatchSource
+from llm_spark.training.checkpoint import CheckpointFolder
 from llm_spark.training.distributed import GradientBuffer, Ranks
 from llm_spark.training.job import Metric, Progress
+from llm_spark.training.state import (
+    FitResult,
+    RunState,
+    optimizer_tensors,
+    random_states,
+    restore_optimizer,
+    restore_random_states,
+    restore_weights,
+)
 
 RECALL_K = 20
 FINAL_LEARNING_RATE_SHARE = 0.1
 NUM_LOSS_METRICS = 200
 """About so many points of the loss curve go to the metrics, however long the run."""
-
-
-@dataclass
-class FitResult:
-    """What the loop measured."""
-
-    num_steps: int = 0
-    num_tokens: int = 0
-    final_loss: float = math.nan
-    best_step: int = 0
-    best_recall: float | None = None
-    losses: list[float] = field(default_factory=list)
-    """Mean loss of every step."""
-    metrics: list[Metric] = field(default_factory=list)
-
-    def measured(self, step: int, name: str, value: float) -> None:
-        self.metrics.append(Metric(step, name, value, time.time()))
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+SMALLEST_LOSS_SCALE = 1.0
+"""fp16 begins at 65,536 and halves it whenever a gradient overflows. Down here it is the gradients that are not finite."""
 
 
 def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
@@ -59,24 +55,6 @@ def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
     done = (step - num_warmup_steps) / max(1, num_steps - num_warmup_steps)
     low = FINAL_LEARNING_RATE_SHARE
     return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
-
-
-class _Best:
-    """The weights with the best validation so far."""
-
-    def __init__(self) -> None:
-        self.weights: dict[str, Tensor] | None = None
-        self.num_epochs_since = 0
-        self._score = (-1.0, 0.0)
-
-    def is_beaten_by(self, recall: float, loss: float, model: NextEventModel) -> bool:
-        """Keep the model's weights if it validates better; of equal recalls, which few items bring about, the lower loss."""
-        if (recall, -loss) <= self._score:
-            self.num_epochs_since += 1
-            return False
-        self._score, self.num_epochs_since = (recall, -loss), 0
-        self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        return True
 
 
 class Trainer:
@@ -90,72 +68,99 @@ class Trainer:
         ranks: Ranks,
         target_counts_V: Tensor,
         on_step: Callable[[Progress | None], None] = lambda progress: None,
+        checkpoints: CheckpointFolder | None = None,
+        on_metric: Callable[[Metric], None] = lambda metric: None,
     ) -> None:
-        """`on_step` is called after every training step with its progress, and after every validation step with None."""
+        """`on_step` is called after every training step with its progress, and after every validation step with None.
+
+        Without `checkpoints` none is written and none looked for.
+        """
         self.model, self.config, self.source, self.ranks, self.on_step = model, config, source, ranks, on_step
+        self._checkpoints, self._on_metric = checkpoints, on_metric
         self._sampler = NegativeSampler(target_counts_V.to(ranks.device)) if config.loss == "sampled" else None
         self._generator = torch.Generator(ranks.device).manual_seed(config.seed + ranks.rank)
-        # Loss, targets and tokens of the step travel with the gradients.
-        self._buffer = GradientBuffer(model.parameters(), num_totals=3)
+        # Loss, targets and tokens of the step travel with the gradients, and rank 0's word that a checkpoint is due.
+        self._buffer = GradientBuffer(model.parameters(), num_totals=4)
         self._optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self._num_steps = self._total_steps()
-        self._autocast = torch.autocast(ranks.device.type, torch.bfloat16, enabled=config.precision == "bf16")
+        dtype = AUTOCAST[config.precision]
+        self._autocast = torch.autocast(ranks.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+        self._scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "fp16")
+        self._scaler.scale(torch.zeros(1, device=ranks.device))  # A rank whose first batch is empty needs a scale too.
+        self._state = RunState()
+        self._last_checkpoint_at = self._clock_began_at = time.monotonic()
 
     def fit(self) -> FitResult:
-        """Train, and leave the best weights in the model. Raises UserError when the loss is no longer a number."""
-        result = FitResult()
-        best = _Best()
-        started = time.monotonic()
-        for epoch in itertools.count():
-            self._train_epoch(epoch, result, started)
-            validated = self.validate()
-            if validated is None:
-                result.best_step = result.num_steps
-            else:
-                loss, recall = validated
-                result.measured(result.num_steps, "validation_loss", loss)
-                result.measured(result.num_steps, f"validation_recall_at_{RECALL_K}", recall)
-                if best.is_beaten_by(recall, loss, self.model):
-                    result.best_recall, result.best_step = recall, result.num_steps
-            if result.num_steps >= self._num_steps or best.num_epochs_since >= max(1, self.config.patience):
-                break
+        """Train, from the last checkpoint on where there is one, and leave the best weights in the model.
+
+        Raises UserError when loss or gradients are no longer finite, when memory is exhausted, and for a checkpoint of
+        another run.
+        """
+        self._resume()
+        state, best, result = self._state, self._state.best, self._state.result
+        self._clock_began_at = time.monotonic() - state.position.seconds
+        self._last_checkpoint_at = time.monotonic()
+        try:
+            while True:
+                self._train_epoch()
+                self._validate_epoch()
+                if result.num_steps >= self._num_steps or best.num_epochs_since >= max(1, self.config.patience):
+                    break
+                state.position.begin_epoch(state.position.epoch + 1)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise UserError(self._out_of_memory()) from error
         if best.weights is not None:
             self.model.load_state_dict(best.weights)
         self.model.eval()
         return result
 
-    def _train_epoch(self, epoch: int, result: FitResult, started: float) -> None:
-        """All steps of one epoch, or those that are left of the run."""
+    def _train_epoch(self) -> None:
+        """All steps of one epoch, or those that are left of it or of the run."""
+        position, result = self._state.position, self._state.result
         metric_interval = max(1, self._num_steps // NUM_LOSS_METRICS)
-        loss_sum = num_targets = 0.0
         self.model.train()
-        for index, batch in enumerate(self.source.training(epoch)):
+        batches = (
+            self.source.training(position.epoch) if position.batches is None else self.source.resume(position.batches)
+        )
+        for batch in itertools.islice(batches, self._num_steps - result.num_steps):
             rate = learning_rate(result.num_steps, self._num_steps, self.config)
-            step_loss_sum, step_targets, step_tokens = self._step(batch, rate)
-            step_loss = step_loss_sum / max(1.0, step_targets)
+            loss_sum, num_targets, num_tokens, is_checkpoint_due = self._step(batch, rate)
+            loss = loss_sum / max(1.0, num_targets)
             result.num_steps += 1
-            if not math.isfinite(step_loss):
-                raise UserError(
-                    f"the loss is {step_loss} at step {result.num_steps} (epoch {epoch}, batch {index}): "
-                    "lower train.learning_rate or train.clip_norm"
-                )
-            loss_sum, num_targets = loss_sum + step_loss_sum, num_targets + step_targets
-            result.num_tokens += int(step_tokens)
-            result.losses.append(step_loss)
+            result.num_tokens += int(num_tokens)
+            result.losses.append(loss)
+            position.num_batches += 1
+            position.loss_sum, position.num_targets = position.loss_sum + loss_sum, position.num_targets + num_targets
+            position.seconds = time.monotonic() - self._clock_began_at
             if result.num_steps % metric_interval == 0:
-                result.measured(result.num_steps, "train_loss", step_loss)
-                result.measured(result.num_steps, "learning_rate", rate)
-            seconds = time.monotonic() - started
-            seconds_left = seconds / result.num_steps * (self._num_steps - result.num_steps)
-            speed = result.num_tokens / max(seconds, 1e-9)
-            self.on_step(Progress(result.num_steps, self._num_steps, epoch, speed, step_loss, seconds_left))
-            if result.num_steps >= self._num_steps:
-                break
-        result.final_loss = loss_sum / max(1.0, num_targets)
-        result.measured(result.num_steps, "epoch_loss", result.final_loss)
-        result.measured(result.num_steps, "tokens_per_second", result.num_tokens / (time.monotonic() - started))
+                self._measured("train_loss", loss)
+                self._measured("learning_rate", rate)
+            if is_checkpoint_due:
+                position.batches = batches.state()
+                self._save()
+            speed = result.num_tokens / max(position.seconds, 1e-9)
+            seconds_left = position.seconds / result.num_steps * (self._num_steps - result.num_steps)
+            self.on_step(Progress(result.num_steps, self._num_steps, position.epoch, speed, loss, seconds_left))
+        result.final_loss = position.loss_sum / max(1.0, position.num_targets)
+        self._measured("epoch_loss", result.final_loss)
+        self._measured("tokens_per_second", result.num_tokens / max(position.seconds, 1e-9))
+
+    def _validate_epoch(self) -> None:
+        """Validate, and keep the weights if they are the best."""
+        result = self._state.result
+        validated = self.validate()
+        if validated is None:
+            result.best_step = result.num_steps
+            return
+        loss, recall = validated
+        self._measured("validation_loss", loss)
+        self._measured(f"validation_recall_at_{RECALL_K}", recall)
+        if self._state.best.is_beaten_by(recall, loss, self.model):
+            result.best_recall, result.best_step = recall, result.num_steps
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float] | None:
@@ -177,28 +182,47 @@ class Trainer:
         loss_sum, num_hits, num_targets = self.ranks.sum_over_ranks(totals.to(self.ranks.device)).tolist()
         return (loss_sum / num_targets, num_hits / num_targets) if num_targets else None
 
-    def _step(self, batch: HistoryBatch, rate: float) -> tuple[float, float, float]:
-        """One optimizer step of all ranks; returns loss sum, targets and tokens of the global batch."""
-        buffer = self._buffer
+    def _step(self, batch: HistoryBatch, rate: float) -> tuple[float, float, float, bool]:
+        """One optimizer step of all ranks; returns loss sum, targets and tokens of the global batch, and whether to write a checkpoint."""
+        buffer, optimizer, scaler = self._buffer, self._optimizer, self._scaler
         buffer.zero()
-        batch = batch.to(self.ranks.device, non_blocking=True)
-        if batch.num_tokens:
-            with self._autocast:
-                contexts_PD, targets_P = self.model.forward_states(batch)
-                loss = self._loss(contexts_PD, targets_P)
-            loss.backward()
-            buffer.totals.copy_(
-                torch.stack([loss.detach(), is_item(targets_P).sum(), loss.new_tensor(batch.num_tokens)])
-            )
+        num_parts = self.config.accumulate
+        negatives = self._generator.get_state() if num_parts > 1 else None
+        for part in batch.parts(num_parts) if num_parts > 1 else [batch]:
+            if negatives is not None:
+                self._generator.set_state(negatives)  # One step has one set of negatives.
+            self._add_gradients(part)
+        if self.ranks.rank == 0 and self._checkpoints is not None:
+            buffer.totals[3] = time.monotonic() - self._last_checkpoint_at >= self.config.checkpoint_seconds
         buffer.reduce(self.ranks)
-        loss_sum, num_targets, num_tokens = buffer.totals.tolist()
-        buffer.gradients.div_(max(1.0, num_targets))
+        scaler.unscale_(optimizer)
+        buffer.gradients.div_(buffer.totals[1].clamp(min=1.0))
         norm = buffer.gradients.norm()
+        loss_sum, num_targets, num_tokens, is_due, norm_on_host = torch.cat([buffer.totals, norm[None]]).tolist()
+        if not math.isfinite(loss_sum):
+            self._refuse("loss", loss_sum)
+        # An overflow of the scaled loss's gradients is none of the gradients: fp16 leaves such a step out and scales less.
+        if not math.isfinite(norm_on_host) and scaler.get_scale() <= SMALLEST_LOSS_SCALE:
+            self._refuse("gradient's norm", norm_on_host)
         buffer.gradients.mul_((self.config.clip_norm / (norm + 1e-6)).clamp(max=1.0))
-        for group in self._optimizer.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = rate
-        self._optimizer.step()
-        return loss_sum, num_targets, num_tokens
+        scaler.step(optimizer)
+        scaler.update()
+        return loss_sum, num_targets, num_tokens, bool(is_due)
+
+    def _add_gradients(self, batch: HistoryBatch) -> None:
+        """Forward and backward of this rank's batch or of a part of it, added to the buffer."""
+        if not batch.num_tokens:
+            return
+        batch = batch.to(self.ranks.device, non_blocking=True)
+        with self._autocast:
+            contexts_PD, targets_P = self.model.forward_states(batch)
+            loss = self._loss(contexts_PD, targets_P)
+        self._scaler.scale(loss).backward()
+        self._buffer.totals[:3] += torch.stack(
+            [loss.detach(), is_item(targets_P).sum(), loss.new_tensor(batch.num_tokens)]
+        )
 
     def _loss(self, contexts_PD: Tensor, targets_P: Tensor) -> Tensor:
         head = self.model.head
@@ -214,3 +238,60 @@ class Trainer:
         fraction = self.config.num_epochs - whole
         steps = sum(self.source.num_steps(epoch) for epoch in range(whole))
         return steps + math.ceil(fraction * self.source.num_steps(whole)) if fraction else steps
+
+    def _measured(self, name: str, value: float) -> None:
+        result = self._state.result
+        result.measured(result.num_steps, name, value)
+        self._on_metric(result.metrics[-1])
+
+    def _save(self) -> None:
+        """Write a checkpoint: rank 0, with the random numbers of all."""
+        random = random_states(self.ranks, self._generator)
+        if self.ranks.rank == 0 and self._checkpoints is not None:
+            content, tensors = self._state.to_parts()
+            tensors |= {
+                "weights": self.model.state_dict(),
+                "optimizer": optimizer_tensors(self.model, self._optimizer),
+                "random": random,
+            }
+            content["loss_scale"] = self._scaler.state_dict()
+            self._checkpoints.save(self._state.result.num_steps, content, tensors)
+        self._last_checkpoint_at = time.monotonic()
+
+    def _resume(self) -> None:
+        """Take up the newest whole checkpoint, the one that rank 0 finds."""
+        if self._checkpoints is None:
+            return
+        found = self._checkpoints.newest() if self.ranks.rank == 0 else None
+        step = torch.tensor([found.step if found is not None else 0], device=self.ranks.device)
+        chosen = int(self.ranks.sum_over_ranks(step))
+        if chosen == 0:
+            return
+        if found is None:
+            found = self._checkpoints.load(chosen)
+        restore_weights(self.model, found.tensors["weights"], found.path)
+        restore_optimizer(self.model, self._optimizer, found.tensors["optimizer"])
+        restore_random_states(self.ranks, self._generator, found.tensors["random"])
+        self._scaler.load_state_dict(found.state["loss_scale"])
+        self._state = RunState.of_parts(found.state, found.tensors)
+
+    def _refuse(self, what: str, value: float) -> NoReturn:
+        position, step = self._state.position, self._state.result.num_steps + 1
+        kept = "" if self._checkpoints is None else self._checkpoints.describe()
+        raise UserError(
+            f"the {what} is {value} at step {step} (epoch {position.epoch}, batch {position.num_batches}): lower "
+            f"train.learning_rate or train.clip_norm, which begins anew; with the same settings it ends here again{kept}"
+        )
+
+    def _out_of_memory(self) -> str:
+        config, step = self.config, self._state.result.num_steps + 1
+        negatives = f", or lower train.num_negatives ({config.num_negatives})" if config.loss == "sampled" else ""
+        return (
+            f"out of memory at step {step} on rank {self.ranks.rank}: raise train.accumulate ({config.accumulate}), "
+            f"or lower train.batch_rows ({config.batch_rows}){negatives}"
+        )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Torch raises a class of its own for a GPU's memory, and a RuntimeError that names the allocator for a CPU's."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -13,14 +13,17 @@ from typing import Any
 import torch
 
 from llm_spark.errors import UserError
-from llm_spark.model.artifact import save_content
+from llm_spark.model.artifact import load_artifact, save_content
 from llm_spark.model.network import NextEventModel, summary
 from llm_spark.reader import ReaderError
 from llm_spark.training.batches import ReaderSource, measure
+from llm_spark.training.checkpoint import CheckpointFolder
 from llm_spark.training.distributed import PeerLostError, Ranks, join_ranks
 from llm_spark.training.job import Progress, TrainingJob
 from llm_spark.training.loop import Trainer
 from llm_spark.training.records import FAILED, FINISHED, ProgressWriter, RankRecord, RunFolder
+from llm_spark.training.tracking import tracked
+from llm_spark.training.warm_start import take_over
 from llm_spark.training.watchdog import Watchdog
 
 SMALLEST_PARALLEL_HIDDEN_SIZE = 256
@@ -97,17 +100,28 @@ def train_rank(job: TrainingJob, ranks: Ranks, on_step: OnStep) -> dict[str, Any
         job.model_config, job.num_tokens, job.num_event_types, statistics.value_mean, statistics.value_std
     ).to(ranks.device)
     model.begin_at_popularity(statistics.target_counts_V)
+    if job.parent_path is not None:
+        take_over(model, load_artifact(job.parent_path).model, statistics.target_counts_V)
     # All ranks begin with the same weights; what each drops out is its own.
     torch.manual_seed(config.seed + ranks.rank)
-    fitted = Trainer(model, config, source, ranks, statistics.target_counts_V, on_step).fit()
+    identity = job.checkpoint_identity() | {"device": ranks.device.type}
+    checkpoints = CheckpointFolder(job.checkpoint_path, identity, config.keep_checkpoints, job.launch_id)
+    model_id = job.artifact_path.rstrip("/").rsplit("/", 1)[-1]
+    track = config.track if ranks.rank == 0 else "none"
+    with tracked(track, model_id, job.tracking_path, identity) as send:
+        fitted = Trainer(
+            model, config, source, ranks, statistics.target_counts_V, on_step, checkpoints, on_metric=send
+        ).fit()
     result: dict[str, Any] = {"num_steps": fitted.num_steps, "final_loss": fitted.final_loss}
     if ranks.rank == 0:
+        checkpoints.check_owner()
         result |= {
             "files": save_content(job.artifact_path, model, {"train": dataclasses.asdict(config)}, job.provenance),
             "num_tokens": fitted.num_tokens,
             "num_parameters": sum(p.numel() for p in model.parameters()),
             "best_step": fitted.best_step,
             "best_recall": fitted.best_recall,
+            "resumed_at_step": fitted.resumed_at_step,
             "metrics": [dataclasses.asdict(metric) for metric in fitted.metrics],
             "model_summary": summary(model),
         }

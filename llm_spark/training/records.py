@@ -137,6 +137,8 @@ def blame(records: dict[int, RankRecord | None]) -> Fault | None:
             return Fault(f"rank {record.rank} failed: {record.error}")
     if silent:
         who = f"rank {silent[0]}" if len(silent) == 1 else f"ranks {', '.join(silent)}"
-        return Fault(f"{who} ended without a completion record: killed, or out of memory (lower train.batch_rows)")
+        return Fault(
+            f"{who} ended without a completion record: killed, or out of memory (raise train.accumulate, or lower train.batch_rows)"
+        )
     suspect = ([record for record in own if record.status == STUCK] or own or ended)[0]
     return Fault(f"rank {suspect.rank} {suspect.status}: {suspect.error}")

@@ -91,8 +91,30 @@ class InMemory:
     def num_steps(self, epoch: int) -> int:
         return len(self._training)
 
-    def training(self, epoch: int) -> Iterator[HistoryBatch]:
-        return iter(self._training)
+    def training(self, epoch: int) -> InMemoryBatches:
+        return InMemoryBatches(self._training, 0)
+
+    def resume(self, state: dict[str, int]) -> InMemoryBatches:
+        return InMemoryBatches(self._training, state["num_taken"])
 
     def validation(self) -> Iterator[HistoryBatch]:
         return iter(self._validation)
+
+
+class InMemoryBatches:
+    """The rest of a list of batches."""
+
+    def __init__(self, batches: list[HistoryBatch], num_taken: int) -> None:
+        self._batches, self._num_taken = batches, num_taken
+
+    def __iter__(self) -> InMemoryBatches:
+        return self
+
+    def __next__(self) -> HistoryBatch:
+        if self._num_taken == len(self._batches):
+            raise StopIteration
+        self._num_taken += 1
+        return self._batches[self._num_taken - 1]
+
+    def state(self) -> dict[str, int]:
+        return {"num_taken": self._num_taken}
