@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 from llm_spark.errors import DataError, UserError
@@ -36,7 +37,7 @@ class Champion:
 
 def champion(warehouse: Warehouse) -> Champion:
     """UserError where there is no model yet, or its artifact is damaged."""
-    row = warehouse.read(MODELS).where(F.col("alias") == "champion").orderBy(F.desc("created_at")).first()
+    row = _newest_champion(warehouse.read(MODELS))
     if row is None:
         raise DataError("no model is champion: run `llm-spark train`")
     path = warehouse.model_path(row["model_id"])
@@ -53,6 +54,15 @@ def champion(warehouse: Warehouse) -> Champion:
         splits["validation_until"],
         ValueTreatment.of_json(loaded.tables.get("values")),
     )
+
+
+def champion_row(warehouse: Warehouse) -> Row | None:
+    """The champion's row, whatever has become of its artifact; None where there is no model yet."""
+    return _newest_champion(warehouse.read_or_empty(MODELS))
+
+
+def _newest_champion(models: DataFrame) -> Row | None:
+    return models.where(F.col("alias") == "champion").orderBy(F.desc("created_at")).first()
 
 
 def registered(warehouse: Warehouse, model_id: str) -> dict[str, Any] | None:

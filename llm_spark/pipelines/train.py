@@ -8,6 +8,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from pyspark.sql import Row
 from pyspark.sql import functions as F
 
 import llm_spark
@@ -16,37 +17,59 @@ from llm_spark.errors import DataError, UserError
 from llm_spark.logs import log, progress
 from llm_spark.model.artifact import discard_artifact
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.registry import promote, registered
+from llm_spark.pipelines.parent import Parent, choose_parent
+from llm_spark.pipelines.registry import champion_row, promote, registered
+from llm_spark.pipelines.training_folder import TrainingFolder, is_readable
 from llm_spark.reader import ReaderError, Snapshot
 from llm_spark.schemas import EVENT_TYPES, MODELS, SEQUENCES, TRAINING_METRICS, VOCABULARY, Table
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.training.launch import Progress, TrainingJob, TrainingResult
 from llm_spark.training.launch import train as train_model
+from llm_spark.training.tracking import require_package
 
 
 def train(warehouse: Warehouse, config: Config, account: Account) -> None:
     """Train on the newest sequences; the model becomes champion, the one that scores, and the former champion is archived.
 
-    A model is named by its data and its settings: the same again is nothing to do, also where the data lie in other files by now.
+    A model is named by its data, its settings and the model it began with: the same again is nothing to do, also where the data lie in
+    other files by now. A run that was interrupted goes on from its newest checkpoint.
     """
+    require_package(config.train.track)
     inputs = (SEQUENCES, VOCABULARY, EVENT_TYPES)
     versions = {table.name: warehouse.version(table) for table in inputs}
     data_versions = {table.name: warehouse.data_version(table, versions[table.name]) for table in inputs}
-    settings = {"model": asdict(config.model), "train": asdict(config.train)}
-    model_id = _model_id(data_versions, settings)
-    earlier = registered(warehouse, model_id)
-    if earlier is not None and earlier["alias"] == "champion":
-        account.nothing_to_do = f"model {model_id} was trained on this data with these settings already"
+    settings: dict[str, Any] = {"model": asdict(config.model), "train": asdict(config.train)}
+    identity: list[dict[str, Any]] = [data_versions, {"model": settings["model"], "train": config.train.identity()}]
+    current = champion_row(warehouse)
+    if current is not None and _is_same_model(warehouse, current, identity):
+        account.nothing_to_do = f"model {current['model_id']} was trained on this data with these settings already"
         return
+    splits = _splits(warehouse)
+    sizes = {
+        "num_tokens": _num_tokens(warehouse, VOCABULARY, versions),
+        "num_event_types": _num_tokens(warehouse, EVENT_TYPES, versions),
+    }
+    parent = Parent()
+    if config.train.warm_start:
+        champion_id = current["model_id"] if current is not None else None
+        parent = choose_parent(warehouse, champion_id, config.model, sizes, data_versions, splits)
+        begins = f"from scratch: {parent.objection}" if parent.objection else f"with the weights of {parent.model_id}"
+        account.remarks.append(f"begins {begins}")
+    settings["parent"] = parent.model_id
+    model_id = _model_id(identity, parent.model_id)
+    earlier = registered(warehouse, model_id)
     if earlier is not None:
         promote(warehouse, earlier)
         account.remarks.append(f"model {model_id}, trained earlier on this data with these settings, is champion again")
         account.wrote(warehouse, MODELS)
         return
     discard_artifact(warehouse.model_path(model_id))
+    folder = TrainingFolder(f"{warehouse.root}/staging", model_id)
+    versions |= _version_to_go_on_with(warehouse, folder, account)
     training = _snapshot(warehouse, versions, "train")
     if not training.files:
         raise DataError("the sequences table has no training rows: bring more events, or move sequences.train_until")
+    folder.note(versions, data_versions)
     with progress("train") as bar:
 
         def show(state: Progress) -> None:
@@ -60,28 +83,35 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
             train_config=config.train,
             training=training,
             validation=_snapshot(warehouse, versions, "validation"),
-            num_tokens=_num_tokens(warehouse, VOCABULARY, versions),
-            num_event_types=_num_tokens(warehouse, EVENT_TYPES, versions),
+            num_tokens=sizes["num_tokens"],
+            num_event_types=sizes["num_event_types"],
             artifact_path=warehouse.model_path(model_id),
-            work_dir=f"{warehouse.root}/staging",
+            work_dir=folder.path,
             provenance={
                 "model_id": model_id,
+                "parent": parent.model_id,
                 "table_versions": versions,
                 "data_versions": data_versions,
                 "code_version": llm_spark.__version__,
-                "splits": _splits(warehouse),
+                "splits": splits,
                 "values": (warehouse.origin(SEQUENCES) or {}).get("values"),
             },
+            parent_path=parent.path,
+            tracking_path=f"{warehouse.root}/tensorboard",
             on_progress=show,
         )
         result = train_model(warehouse.spark, job)
     log.info("%s", result.model_summary)
     _write_metrics(warehouse, model_id, result)
     _register(warehouse, model_id, settings, versions, result)
+    folder.remove()
+    folder.remove_outdated(data_versions)
     account.rows_in = {"training_files": len(training.files)}
     account.rows_out = {"steps": result.num_steps, "tokens": result.num_tokens, "parameters": result.num_parameters}
     account.read = versions
     account.wrote(warehouse, MODELS, TRAINING_METRICS)
+    if result.resumed_at_step is not None:
+        account.remarks.append(f"gone on from step {result.resumed_at_step}, where an earlier run was interrupted")
     recall = (
         ""
         if result.best_recall is None
@@ -90,9 +120,33 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
     account.remarks.append(f"model {model_id} by {result.num_ranks} rank(s): loss {result.final_loss:.3f}{recall}")
 
 
-def _model_id(versions: dict[str, int], settings: dict[str, Any]) -> str:
-    identity = json.dumps([llm_spark.__version__, versions, settings], sort_keys=True)
-    return "m" + hashlib.sha256(identity.encode()).hexdigest()[:12]
+def _model_id(identity: list[dict[str, Any]], parent_id: str | None) -> str:
+    content = json.dumps([llm_spark.__version__, *identity, parent_id], sort_keys=True)
+    return "m" + hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _is_same_model(warehouse: Warehouse, model: Row, identity: list[dict[str, Any]]) -> bool:
+    """Whether this model, whatever it began with, is the one that this data and these settings ask for, and whole."""
+    parent_id = json.loads(model["config"]).get("parent")
+    return model["model_id"] == _model_id(identity, parent_id) and registered(warehouse, model["model_id"]) is not None
+
+
+def _version_to_go_on_with(warehouse: Warehouse, folder: TrainingFolder, account: Account) -> dict[str, int]:
+    """The version of the sequences that an interrupted run read, if its files are all there; else what it left is removed."""
+    begun_with = folder.begun_with()
+    if begun_with is None:
+        return {}
+    pinned = {SEQUENCES.name: begun_with}
+    try:
+        if all(is_readable(_snapshot(warehouse, pinned, split)) for split in ("train", "validation")):
+            return pinned
+    except UserError as error:
+        log.warning("train: %s", error)
+    account.remarks.append(
+        f"begins anew: the files of sequences v{begun_with}, which an interrupted run read, are gone"
+    )
+    folder.remove()
+    return {}
 
 
 def _splits(warehouse: Warehouse) -> dict[str, str | None]:

@@ -1,0 +1,77 @@
+"""What an interrupted training run leaves under <warehouse>/staging, and what of it the next one can use.
+
+    staging/train-<model_id>/
+        reads.json      the versions of the tables that the run reads, and those in which their rows came to be
+        checkpoints/    see training/checkpoint.py
+        run-*/          records and log of a launch that failed
+
+The model's id says that data and settings are the same. The position inside an epoch refers to files, though, and
+compaction may have put the same rows into others since: so a run that goes on reads the version that it began with.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from llm_spark.logs import log
+from llm_spark.model.artifact import locate, read_file, write_file
+from llm_spark.reader import Snapshot
+from llm_spark.schemas import SEQUENCES
+from llm_spark.training.checkpoint import CheckpointFolder
+
+READS = "reads.json"
+
+
+class TrainingFolder:
+    """The folder of one model while it is trained."""
+
+    def __init__(self, staging: str, model_id: str) -> None:
+        self.staging = staging
+        self.path = f"{staging}/train-{model_id}"
+
+    def begun_with(self) -> int | None:
+        """The version of the sequences that an interrupted run read; None where it left no checkpoint to go on from."""
+        reads = _reads(self.path)
+        if reads is None or not CheckpointFolder(f"{self.path}/checkpoints", {}).steps():
+            return None
+        return int(reads["table_versions"][SEQUENCES.name])
+
+    def note(self, versions: dict[str, int], data_versions: dict[str, int]) -> None:
+        """Say what the run that begins now reads."""
+        content = {"table_versions": versions, "data_versions": data_versions}
+        write_file(f"{self.path}/{READS}", json.dumps(content).encode())
+
+    def remove(self) -> None:
+        _remove(self.path)
+
+    def remove_outdated(self, data_versions: dict[str, int]) -> None:
+        """Remove what interrupted runs on older data left: nobody will ask for those models again."""
+        filesystem, name = locate(self.staging)
+        if not filesystem.exists(name):
+            return
+        for path in filesystem.ls(name, detail=False):
+            reads = _reads(str(path)) if "/train-" in str(path) else None
+            if reads is not None and _is_older(reads["data_versions"], data_versions):
+                log.info("train: removing '%s', left by an interrupted run on older data", path)
+                filesystem.rm(path, recursive=True)
+
+
+def is_readable(snapshot: Snapshot) -> bool:
+    """Whether all files of a snapshot are still there."""
+    return all(filesystem.exists(name) for filesystem, name in map(locate, snapshot.files))
+
+
+def _reads(path: str) -> dict[str, Any] | None:
+    content = read_file(f"{path}/{READS}")
+    return json.loads(content) if content is not None else None
+
+
+def _is_older(theirs: dict[str, int], ours: dict[str, int]) -> bool:
+    return theirs.keys() == ours.keys() and theirs != ours and all(theirs[name] <= ours[name] for name in ours)
+
+
+def _remove(path: str) -> None:
+    filesystem, name = locate(path)
+    if filesystem.exists(name):
+        filesystem.rm(name, recursive=True)
