@@ -43,8 +43,10 @@ FINAL_LEARNING_RATE_SHARE = 0.1
 NUM_LOSS_METRICS = 200
 """About so many points of the loss curve go to the metrics, however long the run."""
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+FIRST_LOSS_SCALE = 1024.0
+"""Of fp16. Torch's 65,536 is meant for a mean; the loss here is a sum over hundreds of targets."""
 SMALLEST_LOSS_SCALE = 1.0
-"""fp16 begins at 65,536 and halves it whenever a gradient overflows. Down here it is the gradients that are not finite."""
+"""The scale is halved whenever a gradient overflows. Down here it is not the scale's fault that they do."""
 
 
 def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
@@ -87,7 +89,9 @@ class Trainer:
         self._num_steps = self._total_steps()
         dtype = AUTOCAST[config.precision]
         self._autocast = torch.autocast(ranks.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
-        self._scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "fp16")
+        self._scaler = torch.amp.GradScaler(
+            ranks.device.type, init_scale=FIRST_LOSS_SCALE, enabled=config.precision == "fp16"
+        )
         self._scaler.scale(torch.zeros(1, device=ranks.device))  # A rank whose first batch is empty needs a scale too.
         self._state = RunState()
         self._last_checkpoint_at = self._clock_began_at = time.monotonic()
