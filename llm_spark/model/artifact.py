@@ -51,7 +51,7 @@ def locate(path: str) -> tuple[Any, str]:
 
 
 def write_file(path: str, content: bytes) -> None:
-    """Write a file whole or not at all: beside, then renamed; on a local disk flushed before."""
+    """Write a file whole or not at all: beside, then renamed; on a local disk flushed, the file before and its name after."""
     filesystem, name = locate(path)
     parent = name.rsplit("/", 1)[0]
     filesystem.makedirs(parent, exist_ok=True)
@@ -68,6 +68,12 @@ def write_file(path: str, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     Path(beside).replace(name)
+    # The new name too, lest a power cut leave a manifest without what it vouches for.
+    folder = os.open(parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def read_file(path: str) -> bytes | None:

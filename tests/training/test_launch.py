@@ -6,10 +6,14 @@ Functions that the ranks run are made inside functions, so that they travel by v
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,7 @@ from llm_spark.errors import UserError
 from llm_spark.model.artifact import load_artifact
 from llm_spark.training import launch
 from llm_spark.training.distributed import Ranks
-from llm_spark.training.job import Progress
+from llm_spark.training.job import Progress, TrainingJob
 from llm_spark.training.launch import run_ranks, train
 from llm_spark.training.records import RunFolder
 from tests.model.histories import batch_of, random_rows, row
@@ -38,13 +42,15 @@ def is_running(pid: int) -> bool:
     return state != "Z"
 
 
-def run_two(spark: SparkSession, work_dir: Path, function: Callable, timeout_seconds: float = 60) -> list[Any]:
+def run_ranked(
+    spark: SparkSession, work_dir: Path, function: Callable, timeout_seconds: float = 60, num_ranks: int = 2
+) -> list[Any]:
     (work_dir / "pids").mkdir(exist_ok=True)
     return run_ranks(
         spark,
         with_pid_noted(function, str(work_dir / "pids")),
         None,
-        num_ranks=2,
+        num_ranks=num_ranks,
         work_dir=str(work_dir / "work"),
         device="cpu",
         timeout_seconds=timeout_seconds,
@@ -84,10 +90,14 @@ def test_ranks_train_a_model_that_knows_the_next_item(spark: SparkSession, tmp_p
     assert [p.num_steps for p in heard] == [90] * len(heard)
     assert heard
     assert {m.name for m in result.metrics} >= {"train_loss", "validation_loss", "validation_recall_at_20"}
-    assert list(Path(job.work_dir).iterdir()) == []
+    assert [path.name for path in Path(job.work_dir).iterdir()] == ["checkpoints"]
+    assert result.resumed_at_step is None
 
 
-def test_two_ranks_take_the_steps_of_one_over_the_same_global_batches(spark: SparkSession, tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_ranks_take_the_steps_of_one_over_the_same_global_batches(
+    spark: SparkSession, tmp_path: Path, num_ranks: int
+) -> None:
     rows = random_rows(24, 12, 4, seed=1)
 
     def losses_of_share(argument: Any, ranks: Any, on_step: Any) -> dict:
@@ -102,7 +112,7 @@ def test_two_ranks_take_the_steps_of_one_over_the_same_global_batches(spark: Spa
         return {"losses": Trainer(model, config, shares, ranks, torch.ones(12), on_step).fit().losses}
 
     alone = losses_of_share(None, Ranks(0, 1, torch.device("cpu")), lambda progress: None)["losses"]
-    for record in run_two(spark, tmp_path, with_tests_importable(losses_of_share)):
+    for record in run_ranked(spark, tmp_path, with_tests_importable(losses_of_share), num_ranks=num_ranks):
         assert record.result["losses"] == pytest.approx(alone, rel=1e-4)
 
 
@@ -129,7 +139,7 @@ def test_a_rank_that_raises_fails_the_run_with_its_error_and_prints_to_the_log_a
             ranks.sum_over_ranks(torch.ones(1))
 
     with pytest.raises(UserError, match=r"training failed: rank 1 failed: KeyError: .*no such thing") as error:
-        run_two(spark, tmp_path, fail_in_rank_1)
+        run_ranked(spark, tmp_path, fail_in_rank_1)
     assert "\n" not in str(error.value)
     log = Path(str(error.value).split("(log: ")[1].rstrip(")"))
     assert "chatter" in log.read_text()
@@ -161,7 +171,7 @@ def test_a_killed_rank_fails_the_run(spark: SparkSession, tmp_path: Path, rank_0
         return {}
 
     with pytest.raises(UserError, match="training failed: rank 1 ended without a completion record"):
-        run_two(spark, tmp_path, kill_rank_1)
+        run_ranked(spark, tmp_path, kill_rank_1)
     assert_no_rank_is_left(tmp_path)
 
 
@@ -182,8 +192,93 @@ def test_a_rank_that_stands_still_fails_the_run_in_bounded_time(spark: SparkSess
         return {}
 
     with pytest.raises(UserError, match=r"training failed: rank 1 (stuck|stopped|ended without)"):
-        run_two(spark, tmp_path, hang_in_rank_1, timeout_seconds=4)
+        run_ranked(spark, tmp_path, hang_in_rank_1, timeout_seconds=4)
     assert_no_rank_is_left(tmp_path)
+
+
+def kill_rank_when(job: TrainingJob, rank: int, is_time: Callable[[], bool]) -> threading.Thread:
+    """SIGKILL one rank of the launch that is about to begin, once `is_time`."""
+
+    def started() -> Path | None:
+        return next(iter(Path(job.work_dir).glob(f"run-*/rank-{rank}.started.json")), None)
+
+    def kill() -> None:
+        while (record := started()) is None or not is_time():
+            time.sleep(0.001)
+        os.kill(json.loads(record.read_text())["pid"], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_killed_rank_leaves_the_last_good_checkpoint_and_the_same_call_goes_on_from_it(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    (tmp_path / "reference").mkdir()
+    (tmp_path / "killed").mkdir()
+    reference, job = (
+        small_job(
+            tmp_path / name, cyclic_rows(120, 10, seed=1), cyclic_rows(20, 10, seed=2), num_ranks=2, num_epochs=6.0,
+            checkpoint_seconds=0.0,
+        )
+        for name in ("reference", "killed")
+    )  # fmt: skip
+    expected = train(spark, reference)
+    checkpoints = Path(job.checkpoint_path)
+    num_before = 0
+
+    def whole() -> list[str]:
+        return sorted(path.parent.name for path in checkpoints.glob("step-*/manifest.json"))
+
+    def newest_whole() -> str:
+        return max(whole(), default="")
+
+    def in_a_checkpoint() -> bool:
+        return max((p.parent.name for p in checkpoints.glob("step-*/*.safetensors*")), default="") > newest_whole() > ""
+
+    for rank, is_time in (
+        (1, lambda: True),  # as it begins
+        (1, lambda: int(newest_whole().removeprefix("step-") or 0) >= 3),  # between steps, or in one
+        (0, in_a_checkpoint),
+    ):
+        killer = kill_rank_when(job, rank, is_time)
+        with pytest.raises(UserError, match=f"training failed: rank {rank} ended without a completion record"):
+            train(spark, job)
+        killer.join(timeout=60)
+        for folder in Path(job.work_dir).glob("run-*"):
+            shutil.rmtree(folder)
+        num_now = int(newest_whole().removeprefix("step-") or 0)
+        assert num_now >= num_before, "the last good checkpoint is kept"
+        num_before = num_now
+        assert not (Path(job.artifact_path) / "manifest.json").exists()
+    result = train(spark, job)
+    assert result.resumed_at_step == num_before > 0
+    assert (result.num_steps, result.num_tokens) == (expected.num_steps, expected.num_tokens)
+    assert result.final_loss == pytest.approx(expected.final_loss, rel=1e-4)
+    ours, theirs = (load_artifact(r.artifact_path).model.state_dict() for r in (result, expected))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_begins_with_the_weights_of_its_parent_whose_vocabulary_was_smaller(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    for name in ("parent", "child", "alone"):
+        (tmp_path / name).mkdir()
+    known = small_job(tmp_path / "parent", cyclic_rows(120, 10, seed=1), [], num_epochs=8.0, learning_rate=0.02)
+    parent = train(spark, known)
+    # Two more items than before, in the middle of nowhere: the old cycle is as it was.
+    rows = [*cyclic_rows(60, 10, seed=4), *([row([[12, 13, 12, 13]])] * 4)]
+    grown, alone = (
+        small_job(tmp_path / name, rows, [], num_tokens=14, num_epochs=1.0, learning_rate=0.001)
+        for name in ("child", "alone")
+    )
+    child = train(spark, dataclasses.replace(grown, parent_path=parent.artifact_path))
+    assert child.final_loss < 0.5 * train(spark, alone).final_loss
+    loaded = load_artifact(child.artifact_path).model
+    contexts, targets = loaded.forward_states(batch_of(cyclic_rows(20, 10, seed=3)))
+    assert (loaded.logits(contexts).argmax(dim=1) == targets).float().mean() > 0.9
 
 
 def test_an_error_of_the_users_making_comes_as_it_is_and_leaves_nothing(spark: SparkSession, tmp_path: Path) -> None:
@@ -191,7 +286,7 @@ def test_an_error_of_the_users_making_comes_as_it_is_and_leaves_nothing(spark: S
     with pytest.raises(UserError, match=r"^nothing to learn: no sequence") as error:
         train(spark, job)
     assert "\n" not in str(error.value)
-    assert list(Path(job.work_dir).iterdir()) == []
+    assert [path.name for path in Path(job.work_dir).iterdir()] == ["checkpoints"]
     assert not Path(job.artifact_path).exists()
 
 

@@ -1,0 +1,167 @@
+"""Training killed at random instants, then run again: python -m tests.benchmarks.train_kill [--kills 20] [--ranks 1 2] [--users 300]
+
+A small simulated data set is taken through every stage before training once. A clean `llm-spark train` on a copy gives the reference. Then
+`--kills` times a run is started, or goes on where the last one was killed, and is killed with SIGKILL after a random part of the time that
+the clean run took from its first rank's start to its end: the driver with its JVM and ranks, every third time the driver alone, every third
+time one rank alone (then the command must fail by itself, within `TIMEOUT_SECONDS` and torchrun's grace). A run that ends before its kill
+starts a new copy. After each kill the folder must hold no model, or a whole one; and whenever a run ends, its weights must be the
+reference's: to the bit for one rank, to 1e-3 for several. Ends with one JSON line: kills that struck, runs that ended, those that differed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from llm_spark import config as settings
+from llm_spark import spark as spark_room
+from llm_spark.config import SparkConfig
+from llm_spark.pipelines.stages import run_stage
+from llm_spark.simulation import SimulationConfig, write_logs
+from llm_spark.tables.warehouse import Warehouse
+from tests.integration.training_victim import TrainingVictim, are_equal, untrained_copy, weights
+
+TIMEOUT_SECONDS = 60
+MODEL = [
+    *("model.embedding_size=16", "model.hidden_size=24", "model.dense_size=24", "model.memory_size=12"),
+    *("train.num_epochs=12", "train.batch_rows=16", "train.device=cpu", "train.checkpoint_seconds=0"),
+    f"train.timeout_seconds={TIMEOUT_SECONDS}",
+]
+TOLERANCE = 1e-3
+
+
+def prepare(folder: Path, num_users: int) -> tuple[Path, Path]:
+    """The settings file, and a warehouse that every stage before training has run on."""
+    logs = folder / "logs"
+    write_logs(SimulationConfig(num_users=num_users, num_days=8), logs, "jsonl")
+    file = folder / "settings.yaml"
+    file.write_text(
+        f"""
+ingest:
+  paths: ["{logs}"]
+  format: jsonl
+  columns: {{user: user, item: item, time: time, type: type, value: value, attributes: {{agent: agent}}}}
+sequences: {{min_item_count: 1}}
+"""
+    )
+    spark = spark_room.session(
+        SparkConfig(driver_memory="1g", java_options="-XX:TieredStopAtLevel=1", shuffle_partitions=2), "train_kill"
+    )
+    config = settings.load(file, [f"warehouse={folder / 'before'}"], ("ingest",))
+    for stage in ("ingest", "sessionize", "sequences"):
+        run_stage(stage, Warehouse(spark, config.warehouse), config)
+    spark.stop()
+    return file, folder / "before"
+
+
+def first_rank_is_up(warehouse: Path) -> bool:
+    return bool(list(warehouse.glob("staging/train-*/run-*/rank-*.started.json")))
+
+
+def kill_one_rank(victim: TrainingVictim, is_time: Callable[[], bool], dice: random.Random) -> bool:
+    """SIGKILL a rank; the command must then fail by itself. False where it had ended before."""
+    while not is_time():
+        if not victim.is_alive():
+            return False
+        time.sleep(0.005)
+    records = sorted(victim.warehouse.glob("staging/train-*/run-*/rank-*.started.json"))
+    if not records:
+        return False
+    try:
+        os.kill(json.loads(dice.choice(records).read_text())["pid"], signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    began = time.monotonic()
+    code = victim.wait()
+    print(f"    the command ended with {code} after {time.monotonic() - began:.1f} s", flush=True)
+    return code == 1
+
+
+def differ(ours: dict[str, dict[str, torch.Tensor]], theirs: dict[str, dict[str, torch.Tensor]], exact: bool) -> bool:
+    if exact:
+        return not are_equal(ours, theirs)
+    return ours.keys() != theirs.keys() or any(
+        not torch.allclose(tensor, theirs[model][name], rtol=TOLERANCE, atol=TOLERANCE)
+        for model in ours
+        for name, tensor in ours[model].items()
+    )
+
+
+def strike(victim: TrainingVictim, number: int, seconds: float, dice: random.Random) -> str:
+    """Kill a victim at a random instant; says what was struck, or an empty text where it ended before."""
+    instant = 0.0
+
+    def is_time() -> bool:
+        nonlocal instant
+        if not instant and first_rank_is_up(victim.warehouse):
+            instant = time.monotonic() + dice.uniform(0, seconds)
+        return 0 < instant <= time.monotonic()
+
+    if number % 3 == 2:
+        return "one rank" if kill_one_rank(victim, is_time, dice) else ""
+    with_ranks = number % 3 == 0
+    return ("driver and ranks" if with_ranks else "driver") if victim.kill_when(is_time, with_ranks) else ""
+
+
+def try_ranks(num_ranks: int, num_kills: int, file: Path, before: Path, folder: Path) -> dict[str, int]:
+    overrides = [*MODEL, f"train.num_ranks={num_ranks}"]
+    clean = folder / f"clean-{num_ranks}"
+    untrained_copy(before, clean)
+    victim = TrainingVictim(file, clean, *overrides)
+    while not first_rank_is_up(clean):
+        time.sleep(0.005)
+    began = time.monotonic()
+    assert victim.wait() == 0, victim.log.read_text()
+    seconds, expected = time.monotonic() - began, weights(clean)
+    dice, struck, ended, different, copy = random.Random(num_ranks), 0, 0, 0, 0
+    target = folder / f"killed-{num_ranks}-{copy}"
+    untrained_copy(before, target)
+    while struck < num_kills:
+        for stale in target.glob("staging/train-*/run-*"):
+            shutil.rmtree(stale)  # its records would be taken for the next run's
+        victim = TrainingVictim(file, target, *overrides)
+        what = strike(victim, struck, seconds, dice)
+        steps = sorted(path.parent.name for path in target.glob("staging/train-*/checkpoints/*/manifest.json"))
+        print(
+            f"{num_ranks} ranks: killed {what or 'nothing, it had ended'}; newest checkpoint {steps[-1:]}", flush=True
+        )
+        struck += bool(what)
+        if what and struck < num_kills:
+            continue
+        code = victim.wait() if not what else TrainingVictim(file, target, *overrides).wait()
+        ended += 1
+        wrong = code != 0 or differ(weights(target), expected, exact=num_ranks == 1)
+        different += wrong
+        print(f"  ended with code {code}: {'DIFFERS FROM' if wrong else 'equals'} the clean run", flush=True)
+        copy += 1
+        target = folder / f"killed-{num_ranks}-{copy}"
+        untrained_copy(before, target)
+    return {"struck": struck, "ended": ended, "different": different}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--users", type=int, default=300)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        file, before = prepare(Path(name), given.users)
+        result = {f"ranks_{n}": try_ranks(n, given.kills, file, before, Path(name)) for n in given.ranks}
+    print(json.dumps({"benchmark": "train_kill", **result}))
+    return int(any(counts["different"] for counts in result.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
