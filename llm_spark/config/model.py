@@ -81,9 +81,10 @@ class TrainConfig:
     """A collective operation that waits longer than this fails the run: a dead or hung rank never hangs the night."""
     checkpoint_seconds: float = 300.0
     """A checkpoint is written after the first step that ends so long after the last one: what a kill can cost at most. 0 writes one after
-    every step. Five minutes, for writing a model of a million items then takes well under a hundredth of the time."""
+    every step. Five minutes, for writing the 223 MiB of a model of 100,000 items takes a second of one core."""
     keep_checkpoints: int = 2
-    """Newest ones kept until the run has ended. Two, so that there is one to fall back to where the newest is damaged."""
+    """Newest ones kept until the run has ended. Two, so that there is one to fall back to where the newest is damaged. There must be room
+    for one more while it is written."""
     warm_start: bool = False
     """Begin with the champion's weights instead of random ones. New items and event types get rows beside the old ones. A champion of
     another shape, or one that has seen later events than this run may, is passed over: the account says why."""

@@ -120,12 +120,6 @@ class CheckpointFolder:
         if content is not None and json.loads(content)["owner"] != self._owner:
             raise TakenOverError("another launch of this run has begun: this one, whose driver died, ends here")
 
-    def remove(self) -> None:
-        """Remove the folder with all checkpoints."""
-        filesystem, name = locate(self.path)
-        if filesystem.exists(name):
-            filesystem.rm(name, recursive=True)
-
     def _path_of(self, step: int) -> str:
         return f"{self.path}/step-{step:09}"
 

@@ -148,6 +148,15 @@ def test_early_stopping_counts_on_after_interruptions(tmp_path: Path) -> None:
     assert_same_run(stopped_again_and_again(source, tmp_path, config), expected)
 
 
+@pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"precision": "fp16"}, {"accumulate": 3}])
+def test_precision_and_accumulation_go_on_as_they_were(tmp_path: Path, settings: dict[str, Any]) -> None:
+    config = replace(CONFIG, **settings)
+    expected = run(memory_source(), None, config=config)
+    with pytest.raises(Interrupted):
+        run(memory_source(), tmp_path, 7, config=config)
+    assert_same_run(run(memory_source(), tmp_path, config=config), expected)
+
+
 @pytest.mark.parametrize("stop_after", [1, 4, 5, 7, 12])
 def test_the_reader_goes_on_where_it_was(tmp_path: Path, stop_after: int) -> None:
     rows, validation = random_rows(30, NUM_TOKENS, 4, seed=1), random_rows(8, NUM_TOKENS, 4, seed=2)
