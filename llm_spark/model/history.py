@@ -98,7 +98,7 @@ class HistoryBatch:
         begin, end = int(row_offsets[0]), int(row_offsets[-1])
         inside = (self.session_offsets >= begin) & (self.session_offsets < end)
         # The shape suffix of a column says whether it has an entry for each step or for each row.
-        dimension = {entry.name: entry.name.rsplit("_", 1)[1][0] for entry in dataclasses.fields(self)}
+        dimension = {entry.name: entry.name.rpartition("_")[2][:1] for entry in dataclasses.fields(self)}
         columns = {name: getattr(self, name)[begin:end] for name in dimension if dimension[name] == "N"}
         columns |= {name: getattr(self, name)[first:last] for name in dimension if dimension[name] == "B"}
         session_offsets = torch.cat([self.session_offsets[inside], row_offsets[-1:]]) - begin
