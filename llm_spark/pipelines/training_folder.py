@@ -50,11 +50,12 @@ class TrainingFolder:
         filesystem, name = locate(self.staging)
         if not filesystem.exists(name):
             return
-        for path in filesystem.ls(name, detail=False):
-            reads = _reads(str(path)) if "/train-" in str(path) else None
+        for entry in filesystem.ls(name, detail=False):
+            path = f"{self.staging}/{str(entry).rstrip('/').rsplit('/', 1)[-1]}"
+            reads = _reads(path)
             if reads is not None and _is_older(reads["data_versions"], data_versions):
                 log.info("train: removing '%s', left by an interrupted run on older data", path)
-                filesystem.rm(path, recursive=True)
+                _remove(path)
 
 
 def is_readable(snapshot: Snapshot) -> bool:

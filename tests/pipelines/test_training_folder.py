@@ -1,0 +1,76 @@
+"""What an interrupted training run leaves, and what of it is used or removed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm_spark.pipelines.training_folder import TrainingFolder, is_readable
+from llm_spark.reader import Snapshot
+from llm_spark.training.checkpoint import CheckpointFolder
+
+VERSIONS = {"sequences": 9, "vocabulary": 4}
+DATA_VERSIONS = {"sequences": 7, "vocabulary": 3}
+
+
+def begun(staging: str, model_id: str, data_versions: dict[str, int] = DATA_VERSIONS) -> TrainingFolder:
+    folder = TrainingFolder(staging, model_id)
+    folder.note(VERSIONS, data_versions)
+    return folder
+
+
+def with_checkpoint(folder: TrainingFolder) -> TrainingFolder:
+    CheckpointFolder(f"{folder.path}/checkpoints", {}).save(1, {}, {"weights": {"a": torch.zeros(1)}})
+    return folder
+
+
+@pytest.fixture(params=["local", "object store"])
+def staging(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "staging") if request.param == "local" else f"memory://{tmp_path.name}/staging"
+
+
+def test_a_run_that_left_a_checkpoint_goes_on_with_the_version_that_it_read(staging: str) -> None:
+    assert with_checkpoint(begun(staging, "m1")).begun_with() == 9
+
+
+def test_a_run_that_left_no_checkpoint_reads_the_newest_version(staging: str) -> None:
+    assert TrainingFolder(staging, "m1").begun_with() is None
+    assert begun(staging, "m1").begun_with() is None
+
+
+def test_only_folders_of_runs_on_older_data_are_removed(staging: str) -> None:
+    kept = {
+        "newer": begun(staging, "newer", {"sequences": 8, "vocabulary": 3}),
+        "same": begun(staging, "same"),
+        "mixed": begun(staging, "mixed", {"sequences": 6, "vocabulary": 4}),
+    }
+    begun(staging, "older", {"sequences": 6, "vocabulary": 3})
+    with_checkpoint(begun(staging, "oldest", {"sequences": 2, "vocabulary": 1}))
+    TrainingFolder(staging, "this").remove_outdated(DATA_VERSIONS)
+    for folder in kept.values():
+        with_checkpoint(folder)
+        assert folder.begun_with() == 9
+    for gone in ("older", "oldest"):
+        folder = TrainingFolder(staging, gone)
+        assert folder.begun_with() is None
+        with_checkpoint(folder)
+        assert folder.begun_with() is None, "what it noted is gone"
+
+
+def test_removing_what_is_not_there_is_no_error(staging: str) -> None:
+    folder = with_checkpoint(begun(staging, "m1"))
+    folder.remove()
+    folder.remove()
+    folder.remove_outdated(DATA_VERSIONS)
+    assert folder.begun_with() is None
+
+
+def test_a_version_is_readable_while_all_its_files_are_there(tmp_path: Path) -> None:
+    files = tuple(str(tmp_path / name) for name in ("a.parquet", "b.parquet"))
+    for file in files:
+        Path(file).touch()
+    assert is_readable(Snapshot(files))
+    Path(files[1]).unlink()
+    assert not is_readable(Snapshot(files))
