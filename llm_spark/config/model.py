@@ -56,7 +56,7 @@ class TrainConfig:
     """Sequences a step, over all ranks."""
     accumulate: int = 1
     """Parts of about equally many events into which each rank cuts its sequences of a step, one after the other. Memory falls with it,
-    the loss curve stays; more parts are slower. An even shorter part than one sequence is not made."""
+    the loss curve stays; more parts are slower. A sequence is never cut."""
     learning_rate: float = 0.01
     """Of Adam at its height. Large, since the embeddings of rare items get few steps."""
     weight_decay: float = 0.0
@@ -90,7 +90,7 @@ class TrainConfig:
     another shape, or one that has seen later events than this run may, is passed over: the account says why."""
     track: str = "none"
     """Send the metrics, as they come, also to tensorboard (files under <warehouse>/tensorboard) or to mlflow (where its own environment
-    variables say); either must be installed where rank 0 runs."""
+    variables say); either must be installed on the driver and where rank 0 runs."""
     seed: int = 1
 
     def __post_init__(self) -> None:

@@ -243,7 +243,10 @@ def test_a_killed_rank_leaves_the_last_good_checkpoint_and_the_same_call_goes_on
         (0, in_a_checkpoint),
     ):
         killer = kill_rank_when(job, rank, is_time)
-        with pytest.raises(UserError, match=f"training failed: rank {rank} ended without a completion record"):
+        # One that is told to stop while it still loads torch has no last word either.
+        with pytest.raises(
+            UserError, match=rf"training failed: ranks? [01, ]*{rank}[01, ]* ended without a completion"
+        ):
             train(spark, job)
         killer.join(timeout=60)
         for folder in Path(job.work_dir).glob("run-*"):
