@@ -30,6 +30,11 @@ class ModelConfig:
     """Feed each step's event type."""
     use_values: bool = True
     """Feed each step's numeric value, standardised on training data, with a flag where it is missing."""
+    use_time_gaps: bool = True
+    """Feed log(1 + seconds since the user's event before), likewise."""
+    features: list[str] = field(default_factory=list)
+    """Further numbers to feed with each step, likewise: names of ingest.columns.attributes whose text is a number, such as quantity. A text
+    that is none counts as missing. sessionize carries them into `sessions` and sequences into `sequences`, so run both after a change."""
 
     def __post_init__(self) -> None:
         one_of("model.cell", self.cell, ("rnn", "lstm", "gru"))
@@ -38,6 +43,8 @@ class ModelConfig:
             require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "give a number above 0")
         for name in ("dense_size", "memory_size"):
             require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "give 0 or more")
+        twice = len(set(self.features)) < len(self.features)
+        require(not twice, "model.features", self.features, "name each attribute once")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "give a share from 0 to below 1")
 
 

@@ -1,6 +1,6 @@
 """A batch of user histories, ragged: what every stage hands to the model.
 
-Shape suffixes: B rows (user histories), N tokens of all rows, S sessions of all rows.
+Shape suffixes: B rows (user histories), N tokens of all rows, S sessions of all rows, F further features of an event.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 class HistoryBatch:
     """B histories laid end to end; no padding is stored.
 
-    The tensors of the steps (`tokens_N`, `event_types_N`, `values_N`) move to the device. Offsets and times stay on
+    The tensors of the steps (`tokens_N`, `event_types_N`, `values_N`, `features_NF`) move to the device. Offsets and times stay on
     the host, because the order in which the model walks through the sessions is planned there.
     """
 
@@ -34,6 +34,8 @@ class HistoryBatch:
     """int64 [S+1], on the host: global positions of the sessions' beginnings, then N."""
     first_target_B: Tensor
     """int64, on the host: position in the row from which on tokens are predicted, at least 1."""
+    features_NF: Tensor
+    """float32: further numbers of each event, NaN where one is missing; F may be 0."""
 
     @classmethod
     def from_columns(
@@ -46,10 +48,13 @@ class HistoryBatch:
         session_starts: Tensor,
         session_start_offsets: Tensor,
         first_target: Tensor,
+        features: Tensor | None = None,
+        num_features: int = 0,
     ) -> HistoryBatch:
         """Build a batch from the flat list columns of the sequences table and their offsets.
 
-        `session_starts` are positions within each row, as stored. Raises ValueError when the sessions of a row do
+        `session_starts` are positions within each row, as stored; `features` holds `num_features` numbers an event,
+        event by event. Raises ValueError when the sessions of a row do
         not begin at its first token, do not rise, or end outside it, and when a column is not as long as `tokens`.
         """
         row_offsets = token_offsets.to(torch.int64)
@@ -59,6 +64,11 @@ class HistoryBatch:
         for name, column in (("event_types", event_types), ("values", values), ("event_times", event_times)):
             if column.numel() != tokens.numel():
                 raise ValueError(f"column {name} holds {column.numel()} steps where tokens holds {tokens.numel()}")
+        num_numbers = 0 if features is None else features.numel()
+        if num_numbers != tokens.numel() * num_features:
+            raise ValueError(
+                f"column features holds {num_numbers} numbers where {num_features} for each of {tokens.numel()} steps are asked"
+            )
         sessions_S = session_starts.to(torch.int64) + torch.repeat_interleave(row_offsets[:-1], num_sessions_B)
         session_offsets = torch.cat([sessions_S, row_offsets[-1:]])
         filled = num_tokens_B > 0
@@ -77,6 +87,9 @@ class HistoryBatch:
             row_offsets=row_offsets,
             session_offsets=session_offsets,
             first_target_B=first_target.to(torch.int64),
+            features_NF=(values.new_zeros(0) if features is None else features)
+            .to(torch.float32)
+            .view(tokens.numel(), num_features),
         )
 
     @property
@@ -91,6 +104,17 @@ class HistoryBatch:
     def num_sessions(self) -> int:
         return self.session_offsets.numel() - 1
 
+    def log_gaps(self) -> Tensor:
+        """log(1 + seconds since the event before) [N], float32, on the host; NaN for a row's first event.
+
+        Where sessions of a user overlap an event may be earlier than the one before it in the row: that counts as no gap.
+        """
+        gaps_N = torch.full((self.num_tokens,), torch.nan)
+        gaps_N[1:] = self.event_times_N.diff().clamp(min=0).float().log1p()
+        begins = self.row_offsets[:-1]
+        gaps_N[begins[begins < self.num_tokens]] = torch.nan
+        return gaps_N
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> HistoryBatch:
         """The same batch with its step tensors on `device`."""
         return dataclasses.replace(
@@ -98,6 +122,7 @@ class HistoryBatch:
             tokens_N=self.tokens_N.to(device, non_blocking=non_blocking),
             event_types_N=self.event_types_N.to(device, non_blocking=non_blocking),
             values_N=self.values_N.to(device, non_blocking=non_blocking),
+            features_NF=self.features_NF.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> HistoryBatch:
@@ -107,4 +132,5 @@ class HistoryBatch:
             tokens_N=self.tokens_N.pin_memory(),
             event_types_N=self.event_types_N.pin_memory(),
             values_N=self.values_N.pin_memory(),
+            features_NF=self.features_NF.pin_memory(),
         )

@@ -1,6 +1,6 @@
 """The next-event model: embedding, recurrent cell with user memory, self-attention, dense(relu), softmax over items.
 
-    x_t = E[item_t] + E'[type_t] + A [standardised value_t, is missing_t]
+    x_t = E[item_t] + E'[type_t] + A [standardised value_t, is missing_t] + B [time gap_t, ...]    see inputs.py
     h_t = cell(h_{t-1}, x_t)    rnn (Elman): h_t = tanh(W_hh h_{t-1} + W_xh x_t + b_h), with torch's b_ih + b_hh = b_h
     c_t = attention(h_t; h_0..h_t, memory)
     d_t = relu(W_d [h_t, c_t, memory] + b_d)
@@ -22,12 +22,10 @@ from torch.nn.utils.rnn import PackedSequence
 from llm_spark.config import ModelConfig
 from llm_spark.model.attention import SessionAttention
 from llm_spark.model.history import HistoryBatch
+from llm_spark.model.inputs import MAX_STANDARDISED_VALUE, NumberInput, num_step_numbers, step_numbers
 from llm_spark.model.memory import UserMemory
 from llm_spark.model.plan import SessionPlan
 from llm_spark.tokens import FIRST_ITEM_TOKEN, UNKNOWN_TOKEN
-
-MAX_STANDARDISED_VALUE = 8.0
-"""Standardised values are cut here: one order of 80,000 pieces must not drown the item."""
 
 
 class NextEventModel(nn.Module):
@@ -55,6 +53,8 @@ class NextEventModel(nn.Module):
         self.item_embedding = nn.Embedding(num_tokens, size)
         self.type_embedding = nn.Embedding(num_event_types, size) if config.use_event_types else None
         self.value_input = nn.Linear(2, size, bias=False) if config.use_values else None
+        num_numbers = num_step_numbers(config)
+        self.number_input = NumberInput(num_numbers, size) if num_numbers else None
         for embedding in (self.item_embedding, self.type_embedding):
             if embedding is not None:
                 nn.init.normal_(embedding.weight, std=size**-0.5)
@@ -182,6 +182,9 @@ class NextEventModel(nn.Module):
             )
             features_P2 = torch.stack([standardised_P.masked_fill(missing_P, 0.0), missing_P.to(values_P.dtype)], dim=1)
             inputs_PE = inputs_PE + self.value_input(features_P2.masked_fill(begins_P[:, None], 0.0))
+        if self.number_input is not None and batch.num_tokens:
+            numbers_PE = self.number_input(step_numbers(batch, self.config)[source_P])
+            inputs_PE = inputs_PE + numbers_PE.masked_fill(begins_P[:, None], 0.0)
         return self.dropout(inputs_PE)
 
     def _contexts(self, states_PH: Tensor, memory_SM: Tensor, plan: SessionPlan) -> Tensor:

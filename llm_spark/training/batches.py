@@ -1,21 +1,21 @@
 """From the reader's batches to the model's, and what has to be known of the training data before the first step.
 
-Shape suffixes: V vocabulary rows.
+Shape suffixes: V vocabulary rows, N tokens, K numbers of an event.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from llm_spark.config import TrainConfig
+from llm_spark.config import ModelConfig, TrainConfig
 from llm_spark.errors import DataError, UserError
 from llm_spark.model.history import HistoryBatch
+from llm_spark.model.inputs import num_step_numbers, step_numbers
 from llm_spark.reader import RaggedReader, Snapshot
 from llm_spark.tokens import FIRST_ITEM_TOKEN
 from llm_spark.training.distributed import Ranks
@@ -23,6 +23,11 @@ from llm_spark.training.job import TrainingJob
 
 COLUMNS = ["tokens", "event_types", "values", "event_times", "session_starts", "first_target"]
 STATISTICS_BATCH_ROWS = 1024
+
+
+def columns_of(config: ModelConfig) -> list[str]:
+    """The columns of the sequences table that this model reads."""
+    return COLUMNS + (["features"] if config.features else [])
 
 
 class BatchSource(Protocol):
@@ -62,23 +67,27 @@ class ReaderSource:
 
     def training(self, epoch: int) -> Iterator[HistoryBatch]:
         for batch in self._train.epoch(epoch):
-            yield history_batch(batch, self._job.num_tokens, self._job.num_event_types)
+            yield self._histories(batch)
 
     def validation(self) -> Iterator[HistoryBatch]:
         if self._validation is not None:
             for batch in self._validation.epoch(0):
-                yield history_batch(batch, self._job.num_tokens, self._job.num_event_types)
+                yield self._histories(batch)
 
     def statistics_pass(self) -> Iterator[HistoryBatch]:
         """Every training row once, in large batches."""
         for batch in self._reader(self._job.training, STATISTICS_BATCH_ROWS, shuffle=False).epoch(0):
-            yield history_batch(batch, self._job.num_tokens, self._job.num_event_types)
+            yield self._histories(batch)
+
+    def _histories(self, batch: Any) -> HistoryBatch:
+        job = self._job
+        return history_batch(batch, job.num_tokens, job.num_event_types, job.model_config)
 
     def _reader(self, files: Snapshot, batch_rows: int, shuffle: bool) -> RaggedReader:
         config: TrainConfig = self._job.train_config
         return RaggedReader(
             files=files,
-            columns=COLUMNS,
+            columns=columns_of(self._job.model_config),
             batch_rows=batch_rows,
             rank=self._ranks.rank,
             world_size=self._ranks.world_size,
@@ -89,7 +98,7 @@ class ReaderSource:
         )
 
 
-def history_batch(batch, num_tokens: int, num_event_types: int) -> HistoryBatch:  # type: ignore[no-untyped-def]
+def history_batch(batch: Any, num_tokens: int, num_event_types: int, config: ModelConfig) -> HistoryBatch:
     """One of the reader's batches as the model takes it. Raises DataError when a code lies outside its vocabulary."""
     tokens, starts = batch["tokens"], batch["session_starts"]
     for name, values, size in (
@@ -111,6 +120,8 @@ def history_batch(batch, num_tokens: int, num_event_types: int) -> HistoryBatch:
             session_starts=starts.values,
             session_start_offsets=starts.offsets,
             first_target=batch["first_target"],
+            features=batch["features"].values if config.features else None,
+            num_features=len(config.features),
         )
     except ValueError as error:
         raise DataError(f"the sequences are damaged: {error}; run the sequences stage again") from error
@@ -124,23 +135,25 @@ class TrainingStatistics:
     """int64: how often each token is a target."""
     value_mean: float
     value_std: float
+    number_mean_K: Tensor
+    """float32: of the model's `step_numbers`, missing ones left out."""
+    number_std_K: Tensor
 
 
-def measure(batches: Iterator[HistoryBatch], num_tokens: int, ranks: Ranks) -> TrainingStatistics:
-    """Count targets and measure values over all ranks' batches. Raises UserError when there is nothing to learn."""
+def measure(batches: Iterator[HistoryBatch], num_tokens: int, ranks: Ranks, config: ModelConfig) -> TrainingStatistics:
+    """Count targets, and measure values and the model's other numbers, over all ranks' batches. UserError when there is nothing to learn."""
     counts_V = torch.zeros(num_tokens, dtype=torch.float64)
-    moments = torch.zeros(3, dtype=torch.float64)
+    moments_3K = torch.zeros(3, 1 + num_step_numbers(config), dtype=torch.float64)
     for batch in batches:
         first_N = (batch.row_offsets[:-1] + batch.first_target_B).repeat_interleave(batch.row_offsets.diff())
         targets = batch.tokens_N[torch.arange(batch.num_tokens) >= first_N]
         counts_V += torch.bincount(targets, minlength=num_tokens)
-        values = batch.values_N.double()
-        values = values[values.isfinite()]
-        moments += torch.stack(
-            [torch.tensor(float(len(values)), dtype=torch.float64), values.sum(), values.square().sum()]
-        )
-    totals = ranks.sum_over_ranks(torch.cat([counts_V, moments]).to(ranks.device)).cpu()
-    counts_V, (num_values, total, squares) = totals[:num_tokens].long(), totals[num_tokens:].tolist()
+        numbers_NK = torch.cat([batch.values_N[:, None], step_numbers(batch, config)], dim=1).double()
+        known_NK = numbers_NK.isfinite()
+        numbers_NK = numbers_NK.masked_fill(~known_NK, 0.0)
+        moments_3K += torch.stack([known_NK.sum(dim=0), numbers_NK.sum(dim=0), numbers_NK.square().sum(dim=0)])
+    totals = ranks.sum_over_ranks(torch.cat([counts_V, moments_3K.flatten()]).to(ranks.device)).cpu()
+    counts_V, moments_3K = totals[:num_tokens].long(), totals[num_tokens:].view(3, -1)
     items_V = counts_V[FIRST_ITEM_TOKEN:]
     if num_tokens <= FIRST_ITEM_TOKEN + 1:
         raise UserError(
@@ -152,6 +165,9 @@ def measure(batches: Iterator[HistoryBatch], num_tokens: int, ranks: Ranks) -> T
             "nothing to learn: no sequence of the training split has an item after its first event; "
             "give more data, or lower sequences.min_item_count"
         )
-    mean = total / num_values if num_values else 0.0
-    variance = max(squares / num_values - mean**2, 0.0) if num_values else 0.0
-    return TrainingStatistics(counts_V, mean, math.sqrt(variance) or 1.0)
+    num_known_K = moments_3K[0].clamp(min=1)
+    mean_K = moments_3K[1] / num_known_K
+    std_K = (moments_3K[2] / num_known_K - mean_K.square()).clamp(min=0).sqrt()
+    # All equal but for rounding, or none known: nothing to divide by.
+    std_K = torch.where(std_K > 1e-6 * mean_K.abs(), std_K, torch.ones_like(std_K))
+    return TrainingStatistics(counts_V, float(mean_K[0]), float(std_K[0]), mean_K[1:].float(), std_K[1:].float())

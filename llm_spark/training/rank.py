@@ -90,12 +90,14 @@ def train_rank(job: TrainingJob, ranks: Ranks, on_step: OnStep) -> dict[str, Any
     if job.model_config.hidden_size < SMALLEST_PARALLEL_HIDDEN_SIZE:
         torch.set_num_threads(1)
     source = ReaderSource(job, ranks)
-    statistics = measure(source.statistics_pass(), job.num_tokens, ranks)
+    statistics = measure(source.statistics_pass(), job.num_tokens, ranks, job.model_config)
     on_step(None)
     torch.manual_seed(config.seed)
     model = NextEventModel(
         job.model_config, job.num_tokens, job.num_event_types, statistics.value_mean, statistics.value_std
     ).to(ranks.device)
+    if model.number_input is not None:
+        model.number_input.standardise_by(statistics.number_mean_K, statistics.number_std_K)
     model.begin_at_popularity(statistics.target_counts_V)
     # All ranks begin with the same weights; what each drops out is its own.
     torch.manual_seed(config.seed + ranks.rank)

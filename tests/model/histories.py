@@ -8,7 +8,10 @@ import torch
 from llm_spark.model.history import HistoryBatch
 
 Row = dict[str, list]
-"""tokens, event_types, values, event_times, session_starts, first_target: one row as the sequences table holds it."""
+"""tokens, event_types, values, event_times, session_starts, first_target: one row as the sequences table holds it.
+
+Where a model has further features, also `features`: a list of their numbers for each event.
+"""
 
 
 def row(
@@ -54,6 +57,24 @@ def random_rows(
     return rows
 
 
+def with_features(rows: list[Row], num_features: int, seed: int) -> list[Row]:
+    """The rows with random features, a third of them missing."""
+    rng = np.random.default_rng(seed)
+    for one_row in rows:
+        numbers = rng.normal(2, 4, (len(one_row["tokens"]), num_features))
+        numbers[rng.random(numbers.shape) < 0.3] = np.nan
+        one_row["features"] = numbers.tolist()
+    return rows
+
+
+def prefix(one_row: Row, num_events: int) -> Row:
+    """The row as it was after its first events."""
+    by_event = ("tokens", "event_types", "values", "event_times", "features")
+    cut = {name: column[:num_events] for name, column in one_row.items() if name in by_event}
+    starts = [start for start in one_row["session_starts"] if start < num_events]
+    return {**cut, "session_starts": starts, "first_target": one_row["first_target"]}
+
+
 def batch_of(rows: list[Row]) -> HistoryBatch:
     """The rows as the model takes them."""
 
@@ -63,6 +84,7 @@ def batch_of(rows: list[Row]) -> HistoryBatch:
     def offsets(name: str) -> torch.Tensor:
         return torch.tensor(np.cumsum([0] + [len(r[name]) for r in rows]), dtype=torch.int64)
 
+    features = [numbers for r in rows for numbers in r.get("features", [])]
     return HistoryBatch.from_columns(
         tokens=flat("tokens", torch.int32),
         token_offsets=offsets("tokens"),
@@ -72,4 +94,6 @@ def batch_of(rows: list[Row]) -> HistoryBatch:
         session_starts=flat("session_starts", torch.int32),
         session_start_offsets=offsets("session_starts"),
         first_target=torch.tensor([r["first_target"] for r in rows], dtype=torch.int32),
+        features=torch.tensor(features, dtype=torch.float32).flatten() if features else None,
+        num_features=len(features[0]) if features else 0,
     )
