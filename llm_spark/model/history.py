@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llm_spark.model.outcomes import Moments
+
 
 @dataclass(frozen=True)
 class HistoryBatch:
     """B histories laid end to end; no padding is stored.
 
-    The tensors of the steps (`tokens_N`, `event_types_N`, `values_N`, `features_NF`) move to the device. Offsets and times stay on
+    The tensors of the steps (`tokens_N`, `event_types_N`, `values_N`, `features_NF`) and of the moments move to the device. Offsets and times stay on
     the host, because the order in which the model walks through the sessions is planned there.
     """
 
@@ -36,6 +38,8 @@ class HistoryBatch:
     """int64, on the host: position in the row from which on tokens are predicted, at least 1."""
     features_NF: Tensor
     """float32: further numbers of each event, NaN where one is missing; F may be 0."""
+    moments: Moments | None = None
+    """What is asked of the histories' outcomes."""
 
     @classmethod
     def from_columns(
@@ -123,6 +127,7 @@ class HistoryBatch:
             event_types_N=self.event_types_N.to(device, non_blocking=non_blocking),
             values_N=self.values_N.to(device, non_blocking=non_blocking),
             features_NF=self.features_NF.to(device, non_blocking=non_blocking),
+            moments=self.moments and self.moments.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> HistoryBatch:
@@ -133,4 +138,5 @@ class HistoryBatch:
             event_types_N=self.event_types_N.pin_memory(),
             values_N=self.values_N.pin_memory(),
             features_NF=self.features_NF.pin_memory(),
+            moments=self.moments and self.moments.pin_memory(),
         )

@@ -24,6 +24,7 @@ from llm_spark.model.attention import SessionAttention
 from llm_spark.model.history import HistoryBatch
 from llm_spark.model.inputs import MAX_STANDARDISED_VALUE, NumberInput, num_step_numbers, step_numbers
 from llm_spark.model.memory import UserMemory
+from llm_spark.model.outcomes import OutcomeHead
 from llm_spark.model.plan import SessionPlan
 from llm_spark.tokens import FIRST_ITEM_TOKEN, UNKNOWN_TOKEN
 
@@ -79,6 +80,7 @@ class NextEventModel(nn.Module):
         self.context_size = config.dense_size or features
         self.head = nn.Linear(self.context_size, num_tokens)
         nn.init.zeros_(self.head.bias)
+        self.outcome_head = OutcomeHead(self.context_size, config.outcomes) if config.outcomes else None
 
     @torch.no_grad()
     def begin_at_popularity(self, target_counts_V: Tensor) -> None:
@@ -99,6 +101,24 @@ class NextEventModel(nn.Module):
         plan = SessionPlan.for_targets(batch).to(batch.tokens_N.device)
         states_PH, memory_SM = self._walk(batch, plan)
         return self._contexts(states_PH, memory_SM, plan), self._known(batch.tokens_N[plan.target_W], self.num_tokens)
+
+    def forward_heads(self, batch: HistoryBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What `forward_states` gives, and the outcome heads' outputs [L, O] at the batch's moments; None without such."""
+        if self.outcome_head is None or batch.moments is None:
+            return *self.forward_states(batch), None
+        plan = SessionPlan.for_targets(batch, batch.moments.place_L).to(batch.tokens_N.device)
+        contexts_WD = self._contexts(*self._walk(batch, plan), plan)
+        num_targets = len(plan.target_W)
+        outputs_LO = self.outcome_head(contexts_WD[num_targets:], batch.moments.elapsed_L)
+        return contexts_WD[:num_targets], self._known(batch.tokens_N[plan.target_W], self.num_tokens), outputs_LO
+
+    def outcomes(self, batch: HistoryBatch, elapsed_B: Tensor) -> Tensor:
+        """Probabilities and amounts [B, O] so many seconds after each row's last event; NaN for a row without events."""
+        if self.outcome_head is None:
+            raise ValueError("the model has no outcome head: it was trained without model.outcomes")
+        outputs_BO = self.outcome_head(self.next_step(batch), elapsed_B.to(batch.tokens_N.device))
+        nobody_B = (batch.row_offsets.diff() == 0).to(outputs_BO.device)
+        return self.outcome_head.predictions(outputs_BO).masked_fill(nobody_B[:, None], torch.nan)
 
     def next_step(self, batch: HistoryBatch, starts_session_B: Tensor | None = None) -> Tensor:
         """One context vector a row [B, D]: what comes after the row's last token, in the same session.

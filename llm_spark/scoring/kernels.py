@@ -62,7 +62,7 @@ def target_ranks(batches: Iterator[pa.RecordBatch], artifact_path: str, batch_ro
     predicted from the memory); where the target token is unknown (1) to the vocabulary or the model, rank and
     log_prob are null.
     """
-    model = _model(artifact_path).model
+    model = loaded_model(artifact_path).model
     for batch in batches:
         for rows in like_shaped_slices(batch, batch_rows):
             histories = history_batch(rows, len(model.config.features))
@@ -98,7 +98,7 @@ def recommend(
     `exclude_seen`, items of the row's history are left out of the list, and the probabilities of the others stay as
     they are.
     """
-    model = _model(artifact_path).model
+    model = loaded_model(artifact_path).model
     for batch in batches:
         for rows in like_shaped_slices(batch, batch_rows):
             histories = history_batch(rows, len(model.config.features))
@@ -142,7 +142,7 @@ def _target_places(histories: HistoryBatch) -> tuple[np.ndarray, np.ndarray, np.
     return row_N[targets], position_N[targets], (index_N - session_begin_N)[targets]
 
 
-def _model(artifact_path: str) -> LoadedModel:
+def loaded_model(artifact_path: str) -> LoadedModel:
     """The model at this path, loaded once a process for as long as its manifest stays the same."""
     _, manifest_sha256 = read_manifest(artifact_path)
     known = _loaded.get(artifact_path)

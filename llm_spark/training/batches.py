@@ -1,10 +1,11 @@
 """From the reader's batches to the model's, and what has to be known of the training data before the first step.
 
-Shape suffixes: V vocabulary rows, N tokens, K numbers of an event.
+Shape suffixes: V vocabulary rows, N tokens, K numbers of an event, L moments, O outcomes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,18 +17,20 @@ from llm_spark.config import ModelConfig, TrainConfig
 from llm_spark.errors import DataError, UserError
 from llm_spark.model.history import HistoryBatch
 from llm_spark.model.inputs import num_step_numbers, step_numbers
+from llm_spark.model.outcomes import Moments
 from llm_spark.reader import RaggedReader, Snapshot
 from llm_spark.tokens import FIRST_ITEM_TOKEN
 from llm_spark.training.distributed import Ranks
 from llm_spark.training.job import TrainingJob
 
 COLUMNS = ["tokens", "event_types", "values", "event_times", "session_starts", "first_target"]
+MOMENT_COLUMNS = ["outcome_places", "outcome_elapsed_seconds", "outcome_labels"]
 STATISTICS_BATCH_ROWS = 1024
 
 
 def columns_of(config: ModelConfig) -> list[str]:
     """The columns of the sequences table that this model reads."""
-    return COLUMNS + (["features"] if config.features else [])
+    return COLUMNS + (["features"] if config.features else []) + (MOMENT_COLUMNS if config.outcomes else [])
 
 
 class BatchSource(Protocol):
@@ -111,7 +114,7 @@ def history_batch(batch: Any, num_tokens: int, num_event_types: int, config: Mod
                 f"the sequences hold {name} {wrong} where the vocabulary has codes 1 to {size - 1}: run the sequences stage again"
             )
     try:
-        return HistoryBatch.from_columns(
+        histories = HistoryBatch.from_columns(
             tokens=tokens.values,
             token_offsets=tokens.offsets,
             event_types=batch["event_types"].values,
@@ -123,8 +126,22 @@ def history_batch(batch: Any, num_tokens: int, num_event_types: int, config: Mod
             features=batch["features"].values if config.features else None,
             num_features=len(config.features),
         )
+        return _with_moments(histories, batch, len(config.outcomes)) if config.outcomes else histories
     except ValueError as error:
         raise DataError(f"the sequences are damaged: {error}; run the sequences stage again") from error
+
+
+def _with_moments(histories: HistoryBatch, batch: Any, num_outcomes: int) -> HistoryBatch:
+    places = batch["outcome_places"]
+    moments = Moments.from_columns(
+        places=places.values,
+        offsets=places.offsets.to(torch.int64),
+        elapsed_seconds=batch["outcome_elapsed_seconds"].values,
+        labels=batch["outcome_labels"].values,
+        row_offsets=histories.row_offsets,
+        num_outcomes=num_outcomes,
+    )
+    return dataclasses.replace(histories, moments=moments)
 
 
 @dataclass(frozen=True)
@@ -138,12 +155,17 @@ class TrainingStatistics:
     number_mean_K: Tensor
     """float32: of the model's `step_numbers`, missing ones left out."""
     number_std_K: Tensor
+    num_labels_O: Tensor
+    """int64: how many moments have a label of each outcome."""
+    label_mean_O: Tensor
+    """float32."""
 
 
 def measure(batches: Iterator[HistoryBatch], num_tokens: int, ranks: Ranks, config: ModelConfig) -> TrainingStatistics:
     """Count targets, and measure values and the model's other numbers, over all ranks' batches. UserError when there is nothing to learn."""
     counts_V = torch.zeros(num_tokens, dtype=torch.float64)
     moments_3K = torch.zeros(3, 1 + num_step_numbers(config), dtype=torch.float64)
+    labels_2O = torch.zeros(2, len(config.outcomes), dtype=torch.float64)
     for batch in batches:
         first_N = (batch.row_offsets[:-1] + batch.first_target_B).repeat_interleave(batch.row_offsets.diff())
         targets = batch.tokens_N[torch.arange(batch.num_tokens) >= first_N]
@@ -152,8 +174,12 @@ def measure(batches: Iterator[HistoryBatch], num_tokens: int, ranks: Ranks, conf
         known_NK = numbers_NK.isfinite()
         numbers_NK = numbers_NK.masked_fill(~known_NK, 0.0)
         moments_3K += torch.stack([known_NK.sum(dim=0), numbers_NK.sum(dim=0), numbers_NK.square().sum(dim=0)])
-    totals = ranks.sum_over_ranks(torch.cat([counts_V, moments_3K.flatten()]).to(ranks.device)).cpu()
-    counts_V, moments_3K = totals[:num_tokens].long(), totals[num_tokens:].view(3, -1)
+        if batch.moments is not None:
+            labels_LO = batch.moments.labels_LO.double()
+            labels_2O += torch.stack([(~labels_LO.isnan()).sum(dim=0), labels_LO.nansum(dim=0)])
+    parts = [counts_V, moments_3K.flatten(), labels_2O.flatten()]
+    totals = ranks.sum_over_ranks(torch.cat(parts).to(ranks.device)).cpu().split([part.numel() for part in parts])
+    counts_V, moments_3K, labels_2O = totals[0].long(), totals[1].view(3, -1), totals[2].view(2, -1)
     items_V = counts_V[FIRST_ITEM_TOKEN:]
     if num_tokens <= FIRST_ITEM_TOKEN + 1:
         raise UserError(
@@ -165,9 +191,23 @@ def measure(batches: Iterator[HistoryBatch], num_tokens: int, ranks: Ranks, conf
             "nothing to learn: no sequence of the training split has an item after its first event; "
             "give more data, or lower sequences.min_item_count"
         )
+    for outcome, num_labels in zip(config.outcomes, labels_2O[0].tolist(), strict=True):
+        if num_labels == 0:
+            raise UserError(
+                f"nothing to learn of outcome '{outcome.name}': no moment of the training split has {outcome.within_days:g} days "
+                "after it that training knows; give a later sequences.train_until, or fewer within_days"
+            )
     num_known_K = moments_3K[0].clamp(min=1)
     mean_K = moments_3K[1] / num_known_K
     std_K = (moments_3K[2] / num_known_K - mean_K.square()).clamp(min=0).sqrt()
     # All equal but for rounding, or none known: nothing to divide by.
     std_K = torch.where(std_K > 1e-6 * mean_K.abs(), std_K, torch.ones_like(std_K))
-    return TrainingStatistics(counts_V, float(mean_K[0]), float(std_K[0]), mean_K[1:].float(), std_K[1:].float())
+    return TrainingStatistics(
+        target_counts_V=counts_V,
+        value_mean=float(mean_K[0]),
+        value_std=float(std_K[0]),
+        number_mean_K=mean_K[1:].float(),
+        number_std_K=std_K[1:].float(),
+        num_labels_O=labels_2O[0].long(),
+        label_mean_O=(labels_2O[1] / labels_2O[0]).float(),
+    )

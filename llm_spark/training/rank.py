@@ -16,10 +16,12 @@ from llm_spark.errors import UserError
 from llm_spark.model.artifact import save_content
 from llm_spark.model.network import NextEventModel, summary
 from llm_spark.reader import ReaderError
+from llm_spark.tokens import FIRST_ITEM_TOKEN
 from llm_spark.training.batches import ReaderSource, measure
 from llm_spark.training.distributed import PeerLostError, Ranks, join_ranks
 from llm_spark.training.job import Progress, TrainingJob
 from llm_spark.training.loop import Trainer
+from llm_spark.training.outcomes import OutcomeObjective
 from llm_spark.training.records import FAILED, FINISHED, ProgressWriter, RankRecord, RunFolder
 from llm_spark.training.watchdog import Watchdog
 
@@ -98,10 +100,14 @@ def train_rank(job: TrainingJob, ranks: Ranks, on_step: OnStep) -> dict[str, Any
     ).to(ranks.device)
     if model.number_input is not None:
         model.number_input.standardise_by(statistics.number_mean_K, statistics.number_std_K)
+    if model.outcome_head is not None:
+        model.outcome_head.begin_at_means(statistics.label_mean_O)
     model.begin_at_popularity(statistics.target_counts_V)
     # All ranks begin with the same weights; what each drops out is its own.
     torch.manual_seed(config.seed + ranks.rank)
-    fitted = Trainer(model, config, source, ranks, statistics.target_counts_V, on_step).fit()
+    num_targets = int(statistics.target_counts_V[FIRST_ITEM_TOKEN:].sum())
+    objective = OutcomeObjective(job.model_config, num_targets, statistics.num_labels_O)
+    fitted = Trainer(model, config, source, ranks, statistics.target_counts_V, on_step, objective).fit()
     result: dict[str, Any] = {"num_steps": fitted.num_steps, "final_loss": fitted.final_loss}
     if ranks.rank == 0:
         result |= {

@@ -27,6 +27,9 @@ SEQUENCES_SCHEMA = pa.schema(
         ("event_times", pa.list_(pa.int64())),
         ("first_target", pa.int32()),
         ("features", pa.list_(pa.float32())),
+        ("outcome_places", pa.list_(pa.int32())),
+        ("outcome_elapsed_seconds", pa.list_(pa.int64())),
+        ("outcome_labels", pa.list_(pa.float32())),
     ]
 )
 SMALL_MODEL = ModelConfig(embedding_size=8, hidden_size=16, dense_size=16, memory_size=8, dropout=0.0)
@@ -42,7 +45,10 @@ def table_of(rows: list[Row]) -> pa.Table:
         {
             **r,
             "values": with_nulls(r["values"]),
-            "features": with_nulls([x for numbers in r.get("features", []) for x in numbers]),
+            **{
+                name: with_nulls([x for numbers in r.get(name, []) for x in numbers])
+                for name in ("features", "outcome_labels")
+            },
             "sequence_id": f"s{i}",
             "user_id": f"u{i}",
         }
