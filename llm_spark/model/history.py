@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llm_spark.model.outcomes import Moments
+from llm_spark.model.outcomes import Moments, account_numbers
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,35 @@ class HistoryBatch:
         begins = self.row_offsets[:-1]
         gaps_N[begins[begins < self.num_tokens]] = torch.nan
         return gaps_N
+
+    def account(self, place_L: Tensor) -> Tensor:
+        """What is known of the rows' histories up to these global positions (on the host), them included: log(1 + .) of the
+        sessions, of the seconds from the row's first event to the latest one, and of the sum of the values that are
+        there; [L, 3], float32, on the steps' device.
+        """
+        device = self.tokens_N.device
+        row_L = torch.searchsorted(self.row_offsets, place_L, right=True) - 1
+        first_L = self.row_offsets[row_L]
+        session_L, first_session_L = (
+            torch.searchsorted(self.session_offsets[:-1], position_L, right=True) for position_L in (place_L, first_L)
+        )
+        # Each row is lifted above the one before, so that one running maximum serves all of them.
+        row_N = torch.repeat_interleave(torch.arange(self.num_rows), self.row_offsets.diff())
+        lift_N = (
+            row_N * (int(self.event_times_N.max()) - int(self.event_times_N.min()) + 1) if self.num_tokens else row_N
+        )
+        latest_N = (self.event_times_N + lift_N).cummax(0).values - lift_N
+        seconds_L = latest_N[place_L] - self.event_times_N[first_L]
+        totals_N = torch.nn.functional.pad(self.values_N.double().nan_to_num(0.0, 0.0, 0.0).cumsum(0), (1, 0))
+        spent_L = totals_N[(place_L + 1).to(device)] - totals_N[first_L.to(device)]
+        known_L2 = torch.stack([session_L - first_session_L + 1, seconds_L], dim=1).to(device)
+        return torch.cat([known_L2.double(), spent_L[:, None]], dim=1).clamp(min=0).log1p().float()
+
+    def moment_numbers(self) -> Tensor:
+        """What the outcome head takes of each moment beside the context [L, A]. Raises ValueError where there are no moments."""
+        if self.moments is None:
+            raise ValueError("nothing is asked of these histories: they have no moments")
+        return account_numbers(self.account(self.moments.place_L), self.moments.elapsed_L)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> HistoryBatch:
         """The same batch with its step tensors on `device`."""

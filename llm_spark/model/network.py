@@ -24,7 +24,7 @@ from llm_spark.model.attention import SessionAttention
 from llm_spark.model.history import HistoryBatch
 from llm_spark.model.inputs import MAX_STANDARDISED_VALUE, NumberInput, num_step_numbers, step_numbers
 from llm_spark.model.memory import UserMemory
-from llm_spark.model.outcomes import OutcomeHead
+from llm_spark.model.outcomes import OutcomeHead, account_numbers
 from llm_spark.model.plan import SessionPlan
 from llm_spark.tokens import FIRST_ITEM_TOKEN, UNKNOWN_TOKEN
 
@@ -109,16 +109,22 @@ class NextEventModel(nn.Module):
         plan = SessionPlan.for_targets(batch, batch.moments.place_L).to(batch.tokens_N.device)
         contexts_WD = self._contexts(*self._walk(batch, plan), plan)
         num_targets = len(plan.target_W)
-        outputs_LO = self.outcome_head(contexts_WD[num_targets:], batch.moments.elapsed_L)
+        outputs_LO = self.outcome_head(contexts_WD[num_targets:], batch.moment_numbers())
         return contexts_WD[:num_targets], self._known(batch.tokens_N[plan.target_W], self.num_tokens), outputs_LO
 
     def outcomes(self, batch: HistoryBatch, elapsed_B: Tensor) -> Tensor:
         """Probabilities and amounts [B, O] so many seconds after each row's last event; NaN for a row without events."""
         if self.outcome_head is None:
             raise ValueError("the model has no outcome head: it was trained without model.outcomes")
-        outputs_BO = self.outcome_head(self.next_step(batch), elapsed_B.to(batch.tokens_N.device))
-        nobody_B = (batch.row_offsets.diff() == 0).to(outputs_BO.device)
-        return self.outcome_head.predictions(outputs_BO).masked_fill(nobody_B[:, None], torch.nan)
+        contexts_BD = self.next_step(batch)
+        answers_BO = contexts_BD.new_full((batch.num_rows, len(self.config.outcomes)), torch.nan)
+        known_B = batch.row_offsets.diff() > 0
+        known_B3 = batch.account(batch.row_offsets[1:][known_B] - 1)
+        numbers_BA = account_numbers(known_B3, elapsed_B[known_B])
+        known_B = known_B.to(contexts_BD.device)
+        outputs_BO = self.outcome_head(contexts_BD[known_B], numbers_BA)
+        answers_BO[known_B] = self.outcome_head.predictions(outputs_BO).to(answers_BO.dtype)
+        return answers_BO
 
     def next_step(self, batch: HistoryBatch, starts_session_B: Tensor | None = None) -> Tensor:
         """One context vector a row [B, D]: what comes after the row's last token, in the same session.

@@ -1,13 +1,16 @@
 """The outcome heads: at a moment, what the user will do within some days after it.
 
-    u = relu(W_u [d_t, log(1 + elapsed seconds) / 10] + b_u)
-    p(event within N days) = sigmoid(w . u + b), or log(1 + amount) = w . u + b
+    u = relu(W_u [d_t, z] + b_u)
+    p(event within N days) = sigmoid(w . u + v . z + b), or log(1 + amount) = w . u + v . z + b
 
-with d_t the context after the event at step t, as the next item is predicted from it, and the time elapsed since. Losses
-are binary cross entropy and squared error, summed over the moments; a moment whose window is not closed yet has no label
-and carries none.
+with d_t the context after the event at step t, as the next item is predicted from it, and z what direct marketing has
+always known: log(1 + .) of the time elapsed since that event (recency), of the visits so far (frequency), of the sum of
+their values (monetary value), and of the time from the first to the latest event, standardised. A recurrent state counts
+and adds up badly; so the context only has to tell what these numbers do not (wide and deep: Cheng et al. 2016). Losses are
+binary cross entropy and squared error, summed over the moments; a moment whose window is not closed yet has no label and
+carries none.
 
-Shape suffixes: L moments, B rows, O outcomes, D context, N tokens.
+Shape suffixes: L moments, B rows, O outcomes, D context, N tokens, A numbers of the account (z).
 """
 
 from __future__ import annotations
@@ -22,6 +25,12 @@ from torch.nn import functional as F
 from llm_spark.config import OutcomeConfig
 
 HIDDEN_SIZE = 64
+NUM_ACCOUNT_NUMBERS = 4
+
+
+def account_numbers(known_L3: Tensor, elapsed_L: Tensor) -> Tensor:
+    """The head's numbers [L, A], not standardised yet: those of `HistoryBatch.account`, and log(1 + seconds elapsed)."""
+    return torch.cat([known_L3, elapsed_L.to(known_L3.device).log1p()[:, None]], dim=1)
 
 
 @dataclass(frozen=True)
@@ -84,24 +93,33 @@ class OutcomeHead(nn.Module):
     """All outcomes of a model, on one hidden layer."""
 
     is_amount_O: Tensor
+    mean_A: Tensor
+    std_A: Tensor
 
     def __init__(self, context_size: int, outcomes: Sequence[OutcomeConfig]) -> None:
         super().__init__()
-        self.hidden = nn.Linear(context_size + 1, HIDDEN_SIZE)
+        self.hidden = nn.Linear(context_size + NUM_ACCOUNT_NUMBERS, HIDDEN_SIZE)
+        self.wide = nn.Linear(NUM_ACCOUNT_NUMBERS, len(outcomes), bias=False)
+        nn.init.zeros_(self.wide.weight)
+        self.register_buffer("mean_A", torch.zeros(NUM_ACCOUNT_NUMBERS))
+        self.register_buffer("std_A", torch.ones(NUM_ACCOUNT_NUMBERS))
         self.output = nn.Linear(HIDDEN_SIZE, len(outcomes))
         is_amount_O = torch.tensor([outcome.kind == "amount" for outcome in outcomes])
         self.register_buffer("is_amount_O", is_amount_O, persistent=False)
 
     @torch.no_grad()
-    def begin_at_means(self, mean_O: Tensor) -> None:
-        """Set the bias to what the labels are on average, so that training begins there."""
+    def begin_at(self, mean_O: Tensor, mean_A: Tensor, std_A: Tensor) -> None:
+        """Set the bias to what the training split's labels are on average, and how its numbers are standardised."""
+        self.mean_A.copy_(mean_A)
+        self.std_A.copy_(std_A)
         mean_O = mean_O.to(self.output.bias.device, torch.float32)
         self.output.bias.copy_(torch.where(self.is_amount_O, mean_O, mean_O.clamp(1e-6, 1 - 1e-6).logit()))
 
-    def forward(self, contexts_LD: Tensor, elapsed_L: Tensor) -> Tensor:
-        """Logits of the probabilities, and log(1 + amount), [L, O]; `elapsed_L` in seconds."""
-        waited_L1 = elapsed_L.log1p()[:, None].to(contexts_LD.dtype) / 10
-        outputs_LO: Tensor = self.output(torch.relu(self.hidden(torch.cat([contexts_LD, waited_L1], dim=1))))
+    def forward(self, contexts_LD: Tensor, numbers_LA: Tensor) -> Tensor:
+        """Logits of the probabilities, and log(1 + amount), [L, O]; `numbers_LA` are `account_numbers`."""
+        numbers_LA = ((numbers_LA - self.mean_A) / self.std_A).to(contexts_LD.dtype)
+        hidden_LH = torch.relu(self.hidden(torch.cat([contexts_LD, numbers_LA], dim=1)))
+        outputs_LO: Tensor = self.output(hidden_LH) + self.wide(numbers_LA)
         return outputs_LO.float()
 
     def predictions(self, outputs_LO: Tensor) -> Tensor:

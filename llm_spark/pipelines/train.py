@@ -16,6 +16,8 @@ from llm_spark.errors import DataError, UserError
 from llm_spark.logs import log, progress
 from llm_spark.model.artifact import discard_artifact
 from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.features import require_features
+from llm_spark.pipelines.outcomes import require_labels
 from llm_spark.pipelines.registry import promote, registered
 from llm_spark.reader import ReaderError, Snapshot
 from llm_spark.schemas import EVENT_TYPES, MODELS, SEQUENCES, TRAINING_METRICS, VOCABULARY, Table
@@ -32,6 +34,9 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
     inputs = (SEQUENCES, VOCABULARY, EVENT_TYPES)
     versions = {table.name: warehouse.version(table) for table in inputs}
     data_versions = {table.name: warehouse.data_version(table, versions[table.name]) for table in inputs}
+    made_from = (warehouse.origin(SEQUENCES) or {}).get("made_from") or {}
+    require_features(made_from, config.model)
+    require_labels(made_from, config.model)
     settings = {"model": asdict(config.model), "train": asdict(config.train)}
     model_id = _model_id(data_versions, settings)
     earlier = registered(warehouse, model_id)

@@ -17,7 +17,7 @@ from llm_spark.config import ModelConfig, TrainConfig
 from llm_spark.errors import DataError, UserError
 from llm_spark.model.history import HistoryBatch
 from llm_spark.model.inputs import num_step_numbers, step_numbers
-from llm_spark.model.outcomes import Moments
+from llm_spark.model.outcomes import NUM_ACCOUNT_NUMBERS, Moments
 from llm_spark.reader import RaggedReader, Snapshot
 from llm_spark.tokens import FIRST_ITEM_TOKEN
 from llm_spark.training.distributed import Ranks
@@ -159,6 +159,9 @@ class TrainingStatistics:
     """int64: how many moments have a label of each outcome."""
     label_mean_O: Tensor
     """float32."""
+    account_mean_A: Tensor
+    """float32: of what the outcome head takes beside the context, over all moments."""
+    account_std_A: Tensor
 
 
 def measure(batches: Iterator[HistoryBatch], num_tokens: int, ranks: Ranks, config: ModelConfig) -> TrainingStatistics:
@@ -166,18 +169,17 @@ def measure(batches: Iterator[HistoryBatch], num_tokens: int, ranks: Ranks, conf
     counts_V = torch.zeros(num_tokens, dtype=torch.float64)
     moments_3K = torch.zeros(3, 1 + num_step_numbers(config), dtype=torch.float64)
     labels_2O = torch.zeros(2, len(config.outcomes), dtype=torch.float64)
+    account_3A = torch.zeros(3, NUM_ACCOUNT_NUMBERS, dtype=torch.float64)
     for batch in batches:
         first_N = (batch.row_offsets[:-1] + batch.first_target_B).repeat_interleave(batch.row_offsets.diff())
         targets = batch.tokens_N[torch.arange(batch.num_tokens) >= first_N]
         counts_V += torch.bincount(targets, minlength=num_tokens)
-        numbers_NK = torch.cat([batch.values_N[:, None], step_numbers(batch, config)], dim=1).double()
-        known_NK = numbers_NK.isfinite()
-        numbers_NK = numbers_NK.masked_fill(~known_NK, 0.0)
-        moments_3K += torch.stack([known_NK.sum(dim=0), numbers_NK.sum(dim=0), numbers_NK.square().sum(dim=0)])
+        moments_3K += _moments(torch.cat([batch.values_N[:, None], step_numbers(batch, config)], dim=1))
         if batch.moments is not None:
             labels_LO = batch.moments.labels_LO.double()
             labels_2O += torch.stack([(~labels_LO.isnan()).sum(dim=0), labels_LO.nansum(dim=0)])
-    parts = [counts_V, moments_3K.flatten(), labels_2O.flatten()]
+            account_3A += _moments(batch.moment_numbers())
+    parts = [counts_V, moments_3K.flatten(), labels_2O.flatten(), account_3A.flatten()]
     totals = ranks.sum_over_ranks(torch.cat(parts).to(ranks.device)).cpu().split([part.numel() for part in parts])
     counts_V, moments_3K, labels_2O = totals[0].long(), totals[1].view(3, -1), totals[2].view(2, -1)
     items_V = counts_V[FIRST_ITEM_TOKEN:]
@@ -197,11 +199,8 @@ def measure(batches: Iterator[HistoryBatch], num_tokens: int, ranks: Ranks, conf
                 f"nothing to learn of outcome '{outcome.name}': no moment of the training split has {outcome.within_days:g} days "
                 "after it that training knows; give a later sequences.train_until, or fewer within_days"
             )
-    num_known_K = moments_3K[0].clamp(min=1)
-    mean_K = moments_3K[1] / num_known_K
-    std_K = (moments_3K[2] / num_known_K - mean_K.square()).clamp(min=0).sqrt()
-    # All equal but for rounding, or none known: nothing to divide by.
-    std_K = torch.where(std_K > 1e-6 * mean_K.abs(), std_K, torch.ones_like(std_K))
+    mean_K, std_K = _mean_and_deviation(moments_3K)
+    account_mean_A, account_std_A = _mean_and_deviation(totals[3].view(3, -1))
     return TrainingStatistics(
         target_counts_V=counts_V,
         value_mean=float(mean_K[0]),
@@ -210,4 +209,21 @@ def measure(batches: Iterator[HistoryBatch], num_tokens: int, ranks: Ranks, conf
         number_std_K=std_K[1:].float(),
         num_labels_O=labels_2O[0].long(),
         label_mean_O=(labels_2O[1] / labels_2O[0]).float(),
+        account_mean_A=account_mean_A.float(),
+        account_std_A=account_std_A.float(),
     )
+
+
+def _moments(numbers_NK: Tensor) -> Tensor:
+    """How many of each number are known, their sum and the sum of their squares, [3, K], float64."""
+    known_NK = numbers_NK.isfinite()
+    numbers_NK = numbers_NK.double().masked_fill(~known_NK, 0.0)
+    return torch.stack([known_NK.sum(dim=0), numbers_NK.sum(dim=0), numbers_NK.square().sum(dim=0)])
+
+
+def _mean_and_deviation(moments_3K: Tensor) -> tuple[Tensor, Tensor]:
+    num_known_K = moments_3K[0].clamp(min=1)
+    mean_K = moments_3K[1] / num_known_K
+    std_K = (moments_3K[2] / num_known_K - mean_K.square()).clamp(min=0).sqrt()
+    # All equal but for rounding, or none known: nothing to divide by.
+    return mean_K, torch.where(std_K > 1e-6 * mean_K.abs(), std_K, torch.ones_like(std_K))

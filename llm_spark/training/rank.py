@@ -101,7 +101,7 @@ def train_rank(job: TrainingJob, ranks: Ranks, on_step: OnStep) -> dict[str, Any
     if model.number_input is not None:
         model.number_input.standardise_by(statistics.number_mean_K, statistics.number_std_K)
     if model.outcome_head is not None:
-        model.outcome_head.begin_at_means(statistics.label_mean_O)
+        model.outcome_head.begin_at(statistics.label_mean_O, statistics.account_mean_A, statistics.account_std_A)
     model.begin_at_popularity(statistics.target_counts_V)
     # All ranks begin with the same weights; what each drops out is its own.
     torch.manual_seed(config.seed + ranks.rank)

@@ -1,9 +1,10 @@
 """Outcome labels of a user's history, in numpy. It needs no Spark.
 
 A moment is a place of the history and a time at or after it: the user is seen as after the event at that place, and asked about from that time
-on. Asked is after every event, at the time of the latest event so far, and at regular instants while the user stays silent (snapshots, as a
-nightly run sees its users): a model that knew only the former could say nothing of a user who has been away for a month. Training on
-snapshots of the silent is landmarking (van Houwelingen 2007, "Dynamic prediction by landmarking in event history analysis").
+on. Asked is after every event, at the time of the latest event so far, once all that happened by then is known (of twenty lines of one invoice
+after the last); and at regular instants while the user stays silent (snapshots, as a nightly run sees its users): a model that knew only the
+former could say nothing of a user who has been away for a month. Training on snapshots of the silent is landmarking (van Houwelingen 2007,
+"Dynamic prediction by landmarking in event history analysis").
 
 The label of a moment m looks at the user's events in (m, m + window], whatever row they stand in. It is nan, censored, unless the window is
 closed: m + window lies before the time up to which the split may know. Times are epoch microseconds.
@@ -87,7 +88,7 @@ class UserOutcomes:
         """Place and time of every moment: after each event, and at the snapshots before the next one."""
         places = np.arange(first, end)
         latest = self._latest_N[places]
-        following = np.append(self._latest_N[1:], known_until)[places]
+        following = np.append(self._latest_N[1:], np.iinfo(np.int64).max)[places]
         # Snapshots are at newest - k * SNAPSHOT for k = 0, 1, ...; those with latest < snapshot < following are this place's.
         newest = known_until - 1
         first_k = np.maximum(0, (newest - np.minimum(following, known_until)) // SNAPSHOT_MICROSECONDS + 1)
@@ -95,8 +96,9 @@ class UserOutcomes:
         num_snapshots = np.maximum(0, last_k - first_k + 1)
         offset = np.arange(num_snapshots.sum()) - np.repeat(np.cumsum(num_snapshots) - num_snapshots, num_snapshots)
         snapshots = newest - (np.repeat(first_k, num_snapshots) + offset) * SNAPSHOT_MICROSECONDS
-        place_L = np.concatenate([places, np.repeat(places, num_snapshots)])
-        moment_L = np.concatenate([latest, snapshots])
+        all_known = following > latest
+        place_L = np.concatenate([places[all_known], np.repeat(places, num_snapshots)])
+        moment_L = np.concatenate([latest[all_known], snapshots])
         order = np.lexsort((moment_L, place_L))
         return place_L[order], moment_L[order]
 

@@ -64,6 +64,23 @@ def test_the_time_that_the_user_has_been_silent_changes_the_answer() -> None:
     assert abs(float(now - later)) > 1e-4
 
 
+def test_the_account_of_a_history_counts_visits_and_adds_up_what_is_known() -> None:
+    shopper = row([[2, 3], [4]])
+    shopper["event_times"], shopper["values"] = [1000, 1020, 4000], [5.0, math.nan, 7.5]
+    other = row([[5]], value=-3.0)
+    batch = batch_of([other, shopper])
+    # By hand: a visit, no time, less than nothing spent; then after each event of the shopper.
+    expected = [[1, 0, 0], [1, 0, 5], [1, 20, 5], [2, 3000, 12.5]]
+    torch.testing.assert_close(batch.account(torch.arange(4)), torch.tensor(expected, dtype=torch.float32).log1p())
+
+
+def test_where_sessions_overlap_an_account_reaches_to_the_latest_event_so_far() -> None:
+    overlapping = row([[2, 3], [4]])
+    overlapping["event_times"] = [100, 500, 300]
+    seconds = batch_of([overlapping, row([[5, 6]])]).account(torch.arange(5))[:, 1]
+    torch.testing.assert_close(seconds.expm1(), torch.tensor([0.0, 400.0, 400.0, 0.0, 60.0]))
+
+
 def test_losses_equal_numbers_worked_by_hand_and_censored_moments_carry_none() -> None:
     # log(1 + e^-1) = 0.313262 for a yes of logit 1; log(1 + e^0.5) = 0.974077 for a no of logit 0.5; (2 - 0.5)^2 = 2.25
     outputs = torch.tensor([[1.0, 2.0], [0.5, 9.0], [7.0, 3.0]], requires_grad=True)
@@ -78,7 +95,7 @@ def test_losses_equal_numbers_worked_by_hand_and_censored_moments_carry_none() -
 
 def test_an_untrained_head_that_begins_at_the_means_answers_them() -> None:
     model = small_model(RETURNS, SPENDS)
-    model.outcome_head.begin_at_means(torch.tensor([0.2, math.log(11)]))
+    model.outcome_head.begin_at(torch.tensor([0.2, math.log(11)]), torch.zeros(4), torch.ones(4))
     with torch.no_grad():
         model.outcome_head.output.weight.zero_()
         found = model.outcomes(batch_of([row([[2, 3]])]), torch.zeros(1))

