@@ -1,12 +1,13 @@
 """The outcome heads: at a moment, what the user will do within some days after it.
 
-    u = relu(W_u [d_t, z] + b_u)
-    p(event within N days) = sigmoid(w . u + v . z + b), or log(1 + amount) = w . u + v . z + b
+    u = relu(W_u [d_t, z] + b_u),    s = relu(W_s z + b_s)
+    p(event within N days) = sigmoid(w . [u, s] + b), or log(1 + amount) = w . [u, s] + b
 
 with d_t the context after the event at step t, as the next item is predicted from it, and z what direct marketing has
 always known: log(1 + .) of the time elapsed since that event (recency), of the visits so far (frequency), of the sum of
 their values (monetary value), and of the time from the first to the latest event, standardised. A recurrent state counts
-and adds up badly; so the context only has to tell what these numbers do not (wide and deep: Cheng et al. 2016). Losses are
+and adds up badly; with a hidden layer of their own (wide and deep: Cheng et al. 2016), the context only has to tell what
+these numbers do not. Losses are
 binary cross entropy and squared error, summed over the moments; a moment whose window is not closed yet has no label and
 carries none.
 
@@ -99,11 +100,10 @@ class OutcomeHead(nn.Module):
     def __init__(self, context_size: int, outcomes: Sequence[OutcomeConfig]) -> None:
         super().__init__()
         self.hidden = nn.Linear(context_size + NUM_ACCOUNT_NUMBERS, HIDDEN_SIZE)
-        self.wide = nn.Linear(NUM_ACCOUNT_NUMBERS, len(outcomes), bias=False)
-        nn.init.zeros_(self.wide.weight)
+        self.account = nn.Linear(NUM_ACCOUNT_NUMBERS, HIDDEN_SIZE)
         self.register_buffer("mean_A", torch.zeros(NUM_ACCOUNT_NUMBERS))
         self.register_buffer("std_A", torch.ones(NUM_ACCOUNT_NUMBERS))
-        self.output = nn.Linear(HIDDEN_SIZE, len(outcomes))
+        self.output = nn.Linear(2 * HIDDEN_SIZE, len(outcomes))
         is_amount_O = torch.tensor([outcome.kind == "amount" for outcome in outcomes])
         self.register_buffer("is_amount_O", is_amount_O, persistent=False)
 
@@ -118,8 +118,8 @@ class OutcomeHead(nn.Module):
     def forward(self, contexts_LD: Tensor, numbers_LA: Tensor) -> Tensor:
         """Logits of the probabilities, and log(1 + amount), [L, O]; `numbers_LA` are `account_numbers`."""
         numbers_LA = ((numbers_LA - self.mean_A) / self.std_A).to(contexts_LD.dtype)
-        hidden_LH = torch.relu(self.hidden(torch.cat([contexts_LD, numbers_LA], dim=1)))
-        outputs_LO: Tensor = self.output(hidden_LH) + self.wide(numbers_LA)
+        of_both_LH = self.hidden(torch.cat([contexts_LD, numbers_LA], dim=1))
+        outputs_LO: Tensor = self.output(torch.relu(torch.cat([of_both_LH, self.account(numbers_LA)], dim=1)))
         return outputs_LO.float()
 
     def predictions(self, outputs_LO: Tensor) -> Tensor:
