@@ -138,7 +138,7 @@ def test_labels_tell_what_the_log_holds_after_each_moment_and_none_looks_beyond_
                 assert until < ends[row["split"]]
                 follow = [e for e in events if asked < e["time"] <= until and (e["type"] == "buy" or not is_amount)]
                 spent = sum(e["price"] for e in follow if e["price"] is not None) if is_amount else 0
-                assert label == pytest.approx(math.log1p(spent) if is_amount else bool(follow), rel=1e-5)
+                assert label == pytest.approx(math.log1p(spent) if is_amount else float(bool(follow)), rel=1e-5)
                 num_labels[row["split"]] += 1
     assert all(number > 20 for number in num_labels.values())
     (line,) = [remark for remark in foretold.accounts["sequences"].remarks if "'returns'" in remark]
