@@ -136,6 +136,11 @@ SESSIONS = Table(
         ("event_types", TEXTS, "their event types"),
         ("event_times", t.ArrayType(TIME), "their times"),
         ("event_values", t.ArrayType(t.DoubleType()), "their values; null where there is none"),
+        (
+            "event_features",
+            t.ArrayType(t.ArrayType(t.DoubleType())),
+            "their model.features, in that order; null without any",
+        ),
     ),
     # A night touches the newest month alone, and late events of few users few buckets.
     ("started_month", "user_bucket"),
@@ -196,6 +201,18 @@ SEQUENCES = Table(
         ("event_times", t.ArrayType(LONG), "epoch seconds, token by token"),
         ("first_target", t.IntegerType(), "positions from here on are predicted; what stands before is context"),
         ("started_at", TIME, "time of the first token"),
+        (
+            "features",
+            t.ArrayType(t.FloatType()),
+            "model.features of the first token, then of the second, ...; null without any",
+        ),
+        ("outcome_places", INTS, "moments that are asked about: after which token; null without model.outcomes"),
+        ("outcome_elapsed_seconds", t.ArrayType(LONG), "moment by moment, the time from the latest event to it"),
+        (
+            "outcome_labels",
+            t.ArrayType(t.FloatType()),
+            "model.outcomes of the first moment, then of the second, ...: 0 or 1, or log(1 + amount); null where not known yet",
+        ),
     ),
     ("split",),
     # A reader shuffles and shards row groups: some ten thousand rows are quick to read and still many groups.

@@ -33,6 +33,7 @@ def session_row(
         "event_types": list(types),
         "event_times": list(times),
         "event_values": list(values),
+        "event_features": None,
     }
     return tuple(named[name] for name in SESSIONS.schema.names)
 

@@ -40,6 +40,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
         ("ingest.normalize_item.strip=true", "ingest.normalise_item.strip"),
         ("sessionize.bots.max_event=9", "sessionize.bots.max_events"),
         ("sequences.clip_value.method=mad", "sequences.clip_values.method"),
+        ("model.outcomes=[{name: returns, within_day: 3}]", "model.outcomes.within_days"),
     ],
 )
 def test_an_unknown_key_is_refused_naming_the_nearest_valid_one(override: str, nearest: str) -> None:
@@ -51,6 +52,16 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
     file.write_text("train: {sede: 5}\n")
     assert str(file) in message(path=file)
     assert "train.seed" in message(path=file)
+
+
+def test_outcomes_are_read_from_a_file_and_from_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("model: {outcomes: [{name: returns, within_days: 7}, {name: spend, kind: amount, weight: 0.5}]}\n")
+    returns, spend = config.load(file, []).model.outcomes
+    assert returns == config.OutcomeConfig("returns", [], 7.0, "probability", 1.0)
+    assert spend == config.OutcomeConfig("spend", [], 30.0, "amount", 0.5)
+    (buys,) = config.load(file, ["model.outcomes=[{name: buys, event_types: [buy]}]"]).model.outcomes
+    assert buys == config.OutcomeConfig("buys", ["buy"])
 
 
 def test_missing_settings_are_all_listed_at_once() -> None:

@@ -7,6 +7,7 @@ from llm_spark.config.ingest import MISSING_RULES, ColumnsConfig, IngestConfig, 
 from llm_spark.config.loading import Config, from_overrides, load, show
 from llm_spark.config.maintain import MaintainConfig
 from llm_spark.config.model import EvaluateConfig, ModelConfig, ScoreConfig, TrainConfig
+from llm_spark.config.outcomes import OutcomeConfig
 from llm_spark.config.sequences import SPLIT_KINDS, BotsConfig, ClipValuesConfig, SequencesConfig, SessionizeConfig
 from llm_spark.config.spark import SparkConfig
 
@@ -23,6 +24,7 @@ __all__ = [
     "MissingConfig",
     "ModelConfig",
     "NormaliseItemConfig",
+    "OutcomeConfig",
     "ScoreConfig",
     "SequencesConfig",
     "SessionizeConfig",

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -40,8 +40,12 @@ class Config:
 def _known_keys(node: Any, prefix: str = "") -> list[str]:
     """Of a settings dataclass, or of one of its values, whose nested settings may be of another kind than the default's."""
     keys = []
+    kinds = get_type_hints(node if isinstance(node, type) else type(node))
     for entry in dataclasses.fields(node):
         keys.append(prefix + entry.name)
+        for kind in get_args(kinds[entry.name]):
+            if dataclasses.is_dataclass(kind):  # a list of settings
+                keys += _known_keys(kind, prefix + entry.name + ".")
         below = entry.default_factory if isinstance(node, type) else getattr(node, entry.name)
         if dataclasses.is_dataclass(below):
             keys += _known_keys(below, prefix + entry.name + ".")
@@ -60,7 +64,11 @@ def _merge(base: DictConfig, layer: DictConfig, where: str, key: str = "") -> Di
     try:
         return OmegaConf.merge(base, layer)  # type: ignore[return-value]
     except (ConfigKeyError, ConfigAttributeError) as error:
-        raise _unknown_key(key or str(error.full_key), where) from error
+        wrong = str(error.full_key)
+        if key:
+            # A key that is known holds settings of its own, in a list, and one of those is wrong.
+            wrong = f"{key}.{wrong}" if key in _known_keys(Config) else key
+        raise _unknown_key(wrong, where) from error
     except OmegaConfBaseException as error:
         raise UsageError(f"setting '{key or error.full_key}' in {where}: {str(error).splitlines()[0]}") from error
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from llm_spark.config.checks import one_of, require
+from llm_spark.config.outcomes import OutcomeConfig
 
 _WITHOUT_PART_IN_THE_WEIGHTS = frozenset(
     {"timeout_seconds", "reader_workers", "checkpoint_seconds", "keep_checkpoints", "track"}
@@ -35,6 +37,16 @@ class ModelConfig:
     """Feed each step's event type."""
     use_values: bool = True
     """Feed each step's numeric value, standardised on training data, with a flag where it is missing."""
+    use_time_gaps: bool = True
+    """Feed log(1 + seconds since the user's event before), likewise."""
+    features: list[str] = field(default_factory=list)
+    """Further numbers to feed with each step, likewise: names of ingest.columns.attributes whose text is a number, such as quantity. A text
+    that is none counts as missing. sessionize carries them into `sessions` and sequences into `sequences`, so run both after a change."""
+    outcomes: list[OutcomeConfig] = field(default_factory=list)
+    """What to foretell beside the next item, at every step and, while a user is silent, once a week. Needs sequences.split=time, and
+    validation and test windows longer than an outcome's within_days to be measured in them."""
+    next_item_weight: float = 1.0
+    """Of the next item's loss, beside the outcomes' own weights. 0 trains the outcomes alone, and chooses the best weights by their loss."""
 
     def __post_init__(self) -> None:
         one_of("model.cell", self.cell, ("rnn", "lstm", "gru"))
@@ -43,6 +55,17 @@ class ModelConfig:
             require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "give a number above 0")
         for name in ("dense_size", "memory_size"):
             require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "give 0 or more")
+        # As an artifact or a settings file has them.
+        outcomes = [each if isinstance(each, OutcomeConfig) else OutcomeConfig(**each) for each in self.outcomes]
+        object.__setattr__(self, "outcomes", outcomes)
+        names = [outcome.name for outcome in outcomes]
+        require(len(set(names)) == len(names), "model.outcomes.name", names, "name each outcome differently")
+        ok = 0 <= self.next_item_weight < math.inf
+        require(ok, "model.next_item_weight", self.next_item_weight, "give 0 or more")
+        taught = bool(outcomes) or self.next_item_weight > 0
+        require(taught, "model.next_item_weight", self.next_item_weight, "give more than 0, or model.outcomes")
+        twice = len(set(self.features)) < len(self.features)
+        require(not twice, "model.features", self.features, "name each attribute once")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "give a share from 0 to below 1")
 
 

@@ -26,7 +26,7 @@ from llm_spark.config import ModelConfig
 from llm_spark.errors import UserError
 from llm_spark.model.network import NextEventModel
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS, CONFIG, TABLES, MANIFEST = "weights.safetensors", "config.json", "tables.json", "manifest.json"
 
 

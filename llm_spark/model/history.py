@@ -1,6 +1,6 @@
 """A batch of user histories, ragged: what every stage hands to the model.
 
-Shape suffixes: B rows (user histories), N tokens of all rows, S sessions of all rows.
+Shape suffixes: B rows (user histories), N tokens of all rows, S sessions of all rows, F further features of an event.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llm_spark.model.outcomes import Moments, account_numbers
+
 
 @dataclass(frozen=True)
 class HistoryBatch:
     """B histories laid end to end; no padding is stored.
 
-    The tensors of the steps (`tokens_N`, `event_types_N`, `values_N`) move to the device. Offsets and times stay on
+    The tensors of the steps (`tokens_N`, `event_types_N`, `values_N`, `features_NF`) and of the moments move to the device. Offsets and times stay on
     the host, because the order in which the model walks through the sessions is planned there.
     """
 
@@ -35,6 +37,10 @@ class HistoryBatch:
     """int64 [S+1], on the host: global positions of the sessions' beginnings, then N."""
     first_target_B: Tensor
     """int64, on the host: position in the row from which on tokens are predicted, at least 1."""
+    features_NF: Tensor
+    """float32: further numbers of each event, NaN where one is missing; F may be 0."""
+    moments: Moments | None = None
+    """What is asked of the histories' outcomes."""
 
     @classmethod
     def from_columns(
@@ -47,10 +53,13 @@ class HistoryBatch:
         session_starts: Tensor,
         session_start_offsets: Tensor,
         first_target: Tensor,
+        features: Tensor | None = None,
+        num_features: int = 0,
     ) -> HistoryBatch:
         """Build a batch from the flat list columns of the sequences table and their offsets.
 
-        `session_starts` are positions within each row, as stored. Raises ValueError when the sessions of a row do
+        `session_starts` are positions within each row, as stored; `features` holds `num_features` numbers an event,
+        event by event. Raises ValueError when the sessions of a row do
         not begin at its first token, do not rise, or end outside it, and when a column is not as long as `tokens`.
         """
         row_offsets = token_offsets.to(torch.int64)
@@ -60,6 +69,11 @@ class HistoryBatch:
         for name, column in (("event_types", event_types), ("values", values), ("event_times", event_times)):
             if column.numel() != tokens.numel():
                 raise ValueError(f"column {name} holds {column.numel()} steps where tokens holds {tokens.numel()}")
+        num_numbers = 0 if features is None else features.numel()
+        if num_numbers != tokens.numel() * num_features:
+            raise ValueError(
+                f"column features holds {num_numbers} numbers where {num_features} for each of {tokens.numel()} steps are asked"
+            )
         sessions_S = session_starts.to(torch.int64) + torch.repeat_interleave(row_offsets[:-1], num_sessions_B)
         session_offsets = torch.cat([sessions_S, row_offsets[-1:]])
         filled = num_tokens_B > 0
@@ -78,6 +92,9 @@ class HistoryBatch:
             row_offsets=row_offsets,
             session_offsets=session_offsets,
             first_target_B=first_target.to(torch.int64),
+            features_NF=(values.new_zeros(0) if features is None else features)
+            .to(torch.float32)
+            .view(tokens.numel(), num_features),
         )
 
     @property
@@ -102,7 +119,10 @@ class HistoryBatch:
         columns = {name: getattr(self, name)[begin:end] for name in dimension if dimension[name] == "N"}
         columns |= {name: getattr(self, name)[first:last] for name in dimension if dimension[name] == "B"}
         session_offsets = torch.cat([self.session_offsets[inside], row_offsets[-1:]]) - begin
-        return dataclasses.replace(self, **columns, row_offsets=row_offsets - begin, session_offsets=session_offsets)
+        moments = self.moments.between(begin, end) if self.moments is not None else None
+        return dataclasses.replace(
+            self, **columns, row_offsets=row_offsets - begin, session_offsets=session_offsets, moments=moments
+        )
 
     def parts(self, num_parts: int) -> list[HistoryBatch]:
         """Cut between rows into at most `num_parts` batches of about equally many steps each; none is empty."""
@@ -111,6 +131,46 @@ class HistoryBatch:
         bounds = sorted({0, *inner, self.num_rows})
         return [part for first, last in itertools.pairwise(bounds) if (part := self.rows(first, last)).num_tokens]
 
+    def log_gaps(self) -> Tensor:
+        """log(1 + seconds since the event before) [N], float32, on the host; NaN for a row's first event.
+
+        Where sessions of a user overlap an event may be earlier than the one before it in the row: that counts as no gap.
+        """
+        gaps_N = torch.full((self.num_tokens,), torch.nan)
+        gaps_N[1:] = self.event_times_N.diff().clamp(min=0).float().log1p()
+        begins = self.row_offsets[:-1]
+        gaps_N[begins[begins < self.num_tokens]] = torch.nan
+        return gaps_N
+
+    def account(self, place_L: Tensor) -> Tensor:
+        """What is known of the rows' histories up to these global positions (on the host), them included: log(1 + .) of the
+        sessions, of the seconds from the row's first event to the latest one, and of the sum of the values that are
+        there; [L, 3], float32, on the steps' device.
+        """
+        device = self.tokens_N.device
+        row_L = torch.searchsorted(self.row_offsets, place_L, right=True) - 1
+        first_L = self.row_offsets[row_L]
+        session_L, first_session_L = (
+            torch.searchsorted(self.session_offsets[:-1], position_L, right=True) for position_L in (place_L, first_L)
+        )
+        # Each row is lifted above the one before, so that one running maximum serves all of them.
+        row_N = torch.repeat_interleave(torch.arange(self.num_rows), self.row_offsets.diff())
+        lift_N = (
+            row_N * (int(self.event_times_N.max()) - int(self.event_times_N.min()) + 1) if self.num_tokens else row_N
+        )
+        latest_N = (self.event_times_N + lift_N).cummax(0).values - lift_N
+        seconds_L = latest_N[place_L] - self.event_times_N[first_L]
+        totals_N = torch.nn.functional.pad(self.values_N.double().nan_to_num(0.0, 0.0, 0.0).cumsum(0), (1, 0))
+        spent_L = totals_N[(place_L + 1).to(device)] - totals_N[first_L.to(device)]
+        known_L2 = torch.stack([session_L - first_session_L + 1, seconds_L], dim=1).to(device)
+        return torch.cat([known_L2.double(), spent_L[:, None]], dim=1).clamp(min=0).log1p().float()
+
+    def moment_numbers(self) -> Tensor:
+        """What the outcome head takes of each moment beside the context [L, A]. Raises ValueError where there are no moments."""
+        if self.moments is None:
+            raise ValueError("nothing is asked of these histories: they have no moments")
+        return account_numbers(self.account(self.moments.place_L), self.moments.elapsed_L)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> HistoryBatch:
         """The same batch with its step tensors on `device`."""
         return dataclasses.replace(
@@ -118,6 +178,8 @@ class HistoryBatch:
             tokens_N=self.tokens_N.to(device, non_blocking=non_blocking),
             event_types_N=self.event_types_N.to(device, non_blocking=non_blocking),
             values_N=self.values_N.to(device, non_blocking=non_blocking),
+            features_NF=self.features_NF.to(device, non_blocking=non_blocking),
+            moments=self.moments and self.moments.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> HistoryBatch:
@@ -127,4 +189,6 @@ class HistoryBatch:
             tokens_N=self.tokens_N.pin_memory(),
             event_types_N=self.event_types_N.pin_memory(),
             values_N=self.values_N.pin_memory(),
+            features_NF=self.features_NF.pin_memory(),
+            moments=self.moments and self.moments.pin_memory(),
         )

@@ -1,6 +1,6 @@
 """The next-event model: embedding, recurrent cell with user memory, self-attention, dense(relu), softmax over items.
 
-    x_t = E[item_t] + E'[type_t] + A [standardised value_t, is missing_t]
+    x_t = E[item_t] + E'[type_t] + A [standardised value_t, is missing_t] + B [time gap_t, ...]    see inputs.py
     h_t = cell(h_{t-1}, x_t)    rnn (Elman): h_t = tanh(W_hh h_{t-1} + W_xh x_t + b_h), with torch's b_ih + b_hh = b_h
     c_t = attention(h_t; h_0..h_t, memory)
     d_t = relu(W_d [h_t, c_t, memory] + b_d)
@@ -22,12 +22,11 @@ from torch.nn.utils.rnn import PackedSequence
 from llm_spark.config import ModelConfig
 from llm_spark.model.attention import SessionAttention
 from llm_spark.model.history import HistoryBatch
+from llm_spark.model.inputs import MAX_STANDARDISED_VALUE, NumberInput, num_step_numbers, step_numbers
 from llm_spark.model.memory import UserMemory
+from llm_spark.model.outcomes import OutcomeHead, account_numbers
 from llm_spark.model.plan import SessionPlan
 from llm_spark.tokens import FIRST_ITEM_TOKEN, UNKNOWN_TOKEN
-
-MAX_STANDARDISED_VALUE = 8.0
-"""Standardised values are cut here: one order of 80,000 pieces must not drown the item."""
 
 
 class NextEventModel(nn.Module):
@@ -55,6 +54,8 @@ class NextEventModel(nn.Module):
         self.item_embedding = nn.Embedding(num_tokens, size)
         self.type_embedding = nn.Embedding(num_event_types, size) if config.use_event_types else None
         self.value_input = nn.Linear(2, size, bias=False) if config.use_values else None
+        num_numbers = num_step_numbers(config)
+        self.number_input = NumberInput(num_numbers, size) if num_numbers else None
         for embedding in (self.item_embedding, self.type_embedding):
             if embedding is not None:
                 nn.init.normal_(embedding.weight, std=size**-0.5)
@@ -79,6 +80,7 @@ class NextEventModel(nn.Module):
         self.context_size = config.dense_size or features
         self.head = nn.Linear(self.context_size, num_tokens)
         nn.init.zeros_(self.head.bias)
+        self.outcome_head = OutcomeHead(self.context_size, config.outcomes) if config.outcomes else None
 
     @torch.no_grad()
     def begin_at_popularity(self, target_counts_V: Tensor) -> None:
@@ -99,6 +101,30 @@ class NextEventModel(nn.Module):
         plan = SessionPlan.for_targets(batch).to(batch.tokens_N.device)
         states_PH, memory_SM = self._walk(batch, plan)
         return self._contexts(states_PH, memory_SM, plan), self._known(batch.tokens_N[plan.target_W], self.num_tokens)
+
+    def forward_heads(self, batch: HistoryBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What `forward_states` gives, and the outcome heads' outputs [L, O] at the batch's moments; None without such."""
+        if self.outcome_head is None or batch.moments is None:
+            return *self.forward_states(batch), None
+        plan = SessionPlan.for_targets(batch, batch.moments.place_L).to(batch.tokens_N.device)
+        contexts_WD = self._contexts(*self._walk(batch, plan), plan)
+        num_targets = len(plan.target_W)
+        outputs_LO = self.outcome_head(contexts_WD[num_targets:], batch.moment_numbers())
+        return contexts_WD[:num_targets], self._known(batch.tokens_N[plan.target_W], self.num_tokens), outputs_LO
+
+    def outcomes(self, batch: HistoryBatch, elapsed_B: Tensor) -> Tensor:
+        """Probabilities and amounts [B, O] so many seconds after each row's last event; NaN for a row without events."""
+        if self.outcome_head is None:
+            raise ValueError("the model has no outcome head: it was trained without model.outcomes")
+        contexts_BD = self.next_step(batch)
+        answers_BO = contexts_BD.new_full((batch.num_rows, len(self.config.outcomes)), torch.nan)
+        known_B = batch.row_offsets.diff() > 0
+        known_B3 = batch.account(batch.row_offsets[1:][known_B] - 1)
+        numbers_BA = account_numbers(known_B3, elapsed_B[known_B])
+        known_B = known_B.to(contexts_BD.device)
+        outputs_BO = self.outcome_head(contexts_BD[known_B], numbers_BA)
+        answers_BO[known_B] = self.outcome_head.predictions(outputs_BO).to(answers_BO.dtype)
+        return answers_BO
 
     def next_step(self, batch: HistoryBatch, starts_session_B: Tensor | None = None) -> Tensor:
         """One context vector a row [B, D]: what comes after the row's last token, in the same session.
@@ -182,6 +208,9 @@ class NextEventModel(nn.Module):
             )
             features_P2 = torch.stack([standardised_P.masked_fill(missing_P, 0.0), missing_P.to(values_P.dtype)], dim=1)
             inputs_PE = inputs_PE + self.value_input(features_P2.masked_fill(begins_P[:, None], 0.0))
+        if self.number_input is not None and batch.num_tokens:
+            numbers_PE = self.number_input(step_numbers(batch, self.config)[source_P])
+            inputs_PE = inputs_PE + numbers_PE.masked_fill(begins_P[:, None], 0.0)
         return self.dropout(inputs_PE)
 
     def _contexts(self, states_PH: Tensor, memory_SM: Tensor, plan: SessionPlan) -> Tensor:

@@ -62,19 +62,23 @@ class SessionPlan:
     wanted_slot_W: Tensor
     """int64: the session of each wanted step."""
     target_W: Tensor
-    """int64: global position of the token that each wanted step predicts; empty where the steps lie after the last token."""
+    """int64: global position of the token that each wanted step predicts; steps beyond these predict no token of the batch."""
 
     @classmethod
-    def for_targets(cls, batch: HistoryBatch) -> SessionPlan:
-        """Wanted are the steps that predict each row's tokens from its `first_target` on, in the order of the tokens."""
+    def for_targets(cls, batch: HistoryBatch, after_tokens: Tensor | None = None) -> SessionPlan:
+        """Wanted are the steps that predict each row's tokens from its `first_target` on, in the order of the tokens; and after
+        these the steps that follow on the tokens at the global positions `after_tokens`, each in its own session.
+        """
         layout = _Layout(batch, np.zeros(batch.num_rows, dtype=bool))
         num_tokens_B = np.diff(layout.row_offsets)
         position_N = np.arange(batch.num_tokens) - np.repeat(layout.row_offsets[:-1], num_tokens_B)
         first_N = np.repeat(batch.first_target_B.numpy(), num_tokens_B)
         target_W = np.flatnonzero(position_N >= first_N)
-        session_W = np.repeat(np.arange(batch.num_sessions), np.diff(batch.session_offsets.numpy()))[target_W]
-        slot_W = layout.slot_of_session[session_W]
-        return layout.plan(slot_W, target_W - layout.begin_S[slot_W], target_W)
+        # The step after token i stands where that before token i + 1 would.
+        after = np.zeros(0, dtype=np.int64) if after_tokens is None else after_tokens.numpy()
+        session_N = np.repeat(np.arange(batch.num_sessions), np.diff(batch.session_offsets.numpy()))
+        slot_W = layout.slot_of_session[session_N[np.concatenate([target_W, after])]]
+        return layout.plan(slot_W, np.concatenate([target_W, after + 1]) - layout.begin_S[slot_W], target_W)
 
     @classmethod
     def for_next_step(cls, batch: HistoryBatch, starts_session_B: Tensor | None = None) -> SessionPlan:

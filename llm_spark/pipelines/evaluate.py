@@ -15,6 +15,7 @@ from llm_spark.evaluation.metrics import ranking_metrics
 from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.certificate import require_certificate
+from llm_spark.pipelines.features import require_features
 from llm_spark.pipelines.registry import Champion, champion
 from llm_spark.schemas import EVALUATION, SEQUENCES, VOCABULARY
 from llm_spark.scoring import TARGET_RANKS_DDL, target_ranks
@@ -47,13 +48,15 @@ def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
         return
     require_certificate(warehouse)
     _check_unseen(warehouse, model, data_version)
+    require_features((warehouse.origin(SEQUENCES) or {})["made_from"], model.config)
     all_sequences = warehouse.read(SEQUENCES, version)
     test = all_sequences.where(F.col("split") == "test")
     vocabulary = warehouse.read(VOCABULARY).where(F.col("token") < model.num_tokens)
     rank_kernel = functools.partial(target_ranks, artifact_path=model.path, batch_rows=config.evaluate.batch_rows)
     with progress("evaluate"):
         num_tasks = warehouse.spark.sparkContext.defaultParallelism
-        spread = test.select(*_MODEL_INPUTS).repartition(num_tasks, "sequence_id")
+        columns = [*_MODEL_INPUTS, *(["features"] if model.config.features else [])]
+        spread = test.select(*columns).repartition(num_tasks, "sequence_id")
         ranks = spread.mapInArrow(rank_kernel, TARGET_RANKS_DDL).persist(StorageLevel.MEMORY_AND_DISK)
         num_targets = ranks.count()
         if num_targets == 0:

@@ -8,6 +8,7 @@ from typing import Any
 from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
+from llm_spark.config import ModelConfig
 from llm_spark.errors import DataError, UserError
 from llm_spark.logs import log
 from llm_spark.model.artifact import load_artifact
@@ -33,6 +34,7 @@ class Champion:
     """By time, the UTC end of what it was chosen on: nothing earlier may test it. None where each user's last was left out."""
     values: ValueTreatment
     """What was done to the values that it was trained on."""
+    config: ModelConfig
 
 
 def champion(warehouse: Warehouse) -> Champion:
@@ -53,6 +55,7 @@ def champion(warehouse: Warehouse) -> Champion:
         splits.get("split", BY_TIME),
         splits["validation_until"],
         ValueTreatment.of_json(loaded.tables.get("values")),
+        loaded.model.config,
     )
 
 

@@ -12,6 +12,7 @@ from llm_spark.config import Config
 from llm_spark.errors import DataError, UsageError
 from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.features import require_session_features
 from llm_spark.pipelines.registry import champion
 from llm_spark.schemas import EVENT_TYPES, PREDICTIONS, SESSIONS, VOCABULARY
 from llm_spark.scoring import RECOMMEND_DDL, recommend
@@ -24,6 +25,8 @@ _MODEL_INPUTS = ("user_id", "tokens", "event_types", "values", "session_starts",
 def score(warehouse: Warehouse, config: Config, account: Account) -> None:
     """Write the top k next items of every user as of a day, in place of what that day held."""
     model = champion(warehouse)
+    require_session_features(warehouse, model.config.features, f"model {model.model_id}")
+    with_features = bool(model.config.features)
     sessions_version = warehouse.version(SESSIONS)
     sessions = warehouse.read(SESSIONS, sessions_version)
     as_of = _as_of(sessions, config.score.as_of)
@@ -46,9 +49,11 @@ def score(warehouse: Warehouse, config: Config, account: Account) -> None:
     night = F.lit(datetime.combine(as_of + timedelta(days=1), datetime.min.time()))
     with progress("score"):
         clipped_sessions = model.values.clipped(sessions)
-        steps = tokenized_steps(clipped_sessions, vocabulary, event_types).where(F.col("event_time") < night)
+        all_steps = tokenized_steps(clipped_sessions, vocabulary, event_types, with_features)
+        steps = all_steps.where(F.col("event_time") < night)
         histories = latest_histories(steps, config.sequences.max_tokens, model.values.fill)
-        inputs = histories.withColumn("session_open", _session_open(config, night)).select(*_MODEL_INPUTS)
+        inputs = histories.withColumn("session_open", _session_open(config, night))
+        inputs = inputs.select(*_MODEL_INPUTS, *(["features"] if with_features else []))
         kernel = functools.partial(
             recommend,
             artifact_path=model.path,

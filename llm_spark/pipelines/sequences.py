@@ -13,6 +13,8 @@ from llm_spark.errors import DataError, UsageError
 from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.certificate import certify, is_certified
+from llm_spark.pipelines.features import features_note, require_session_features
+from llm_spark.pipelines.outcomes import asked_outcomes, label_lines, outcomes_note
 from llm_spark.pipelines.values import fitted_treatment, note_missing_values
 from llm_spark.schemas import EVENT_TYPES, SEQUENCES, SESSIONS, SPLITS, VOCABULARY, Table
 from llm_spark.tables.warehouse import Warehouse
@@ -34,11 +36,19 @@ def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
         "sessions": warehouse.data_version(SESSIONS, sessions_version),
         "missing_value": config.ingest.missing.value,
         **asdict(settings),
+        **features_note(config.model.features),
+        **outcomes_note(config.model.outcomes),
     }
     origin = warehouse.origin(SEQUENCES)
     if origin is not None and origin["made_from"] == made_from and is_certified(warehouse):
         account.nothing_to_do = f"sequences are those of sessions v{sessions_version} already"
         return
+    require_session_features(warehouse, config.model.features, "model.features")
+    if config.model.outcomes and settings.split != BY_TIME:
+        raise UsageError(
+            f"sequences.split is '{settings.split}', under which no time says what an outcome's label may know: "
+            "give sequences.split=time, or leave out model.outcomes"
+        )
     sessions = warehouse.read(SESSIONS, sessions_version)
     with progress("sequences: vocabulary"):
         times = _split_times(sessions, settings) if settings.split == BY_TIME else None
@@ -63,7 +73,11 @@ def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
         # A code that an earlier night knew and that this training part does not teach stays unknown to these sequences.
         taught_items = warehouse.read(VOCABULARY).join(item_counts.select("item_id"), "item_id", "left_semi")
         taught_types = warehouse.read(EVENT_TYPES).join(type_counts.select("event_type"), "event_type", "left_semi")
-        steps = tokenized_steps(treatment.clipped(sessions), taught_items, taught_types)
+        with_features = bool(config.model.features)
+        steps = tokenized_steps(treatment.clipped(sessions), taught_items, taught_types, with_features)
+        asked = None
+        if times and config.model.outcomes:
+            asked = asked_outcomes(sessions, config.model.outcomes, taught_types, times)
         origin = {
             "made_from": made_from,
             "split": settings.split,
@@ -72,7 +86,7 @@ def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
             "added_from": added_from,
             "values": treatment.as_json(),
         }
-        warehouse.replace(SEQUENCES, sequences_of(steps, settings, times, treatment.fill), origin)
+        warehouse.replace(SEQUENCES, sequences_of(steps, settings, times, treatment.fill, asked), origin)
         targets = F.size("tokens") - F.col("first_target")
         by_split = (
             warehouse.read(SEQUENCES).groupBy("split").agg(F.count("*").alias("rows"), F.sum(targets).alias("targets"))
@@ -97,6 +111,8 @@ def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
         )
     else:
         account.remarks.append(f"{settings.split}: each user's last is test, the one before validation")
+    if config.model.outcomes:
+        account.remarks += label_lines(warehouse.read(SEQUENCES), config.model.outcomes)
     with progress("sequences: certificate"):
         certify(warehouse, sessions_version, account)
 

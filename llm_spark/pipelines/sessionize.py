@@ -23,6 +23,7 @@ from llm_spark.config import Config, SessionizeConfig
 from llm_spark.errors import DataError, UsageError, UserError
 from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account, Check
+from llm_spark.pipelines.features import checked_features, features_note
 from llm_spark.schemas import EVENTS, SESSIONS, SESSIONS_SET_ASIDE
 from llm_spark.tables.changes import additions, read_additions
 from llm_spark.tables.warehouse import Warehouse
@@ -41,7 +42,9 @@ _NEW_EVENT_COLUMNS = ["user_id", "session_key", "event_time"]
 
 def sessionize(warehouse: Warehouse, config: Config, account: Account) -> None:
     """Bring the sessions up to date with the events; nothing to do if they were made from this version of them with these settings."""
-    work = _Work(warehouse, config.sessionize, config.ingest.columns.session is not None, account)
+    work = _Work(
+        warehouse, config.sessionize, config.ingest.columns.session is not None, checked_features(config), account
+    )
     made = work.made()
     if made is not None and work.is_made(made):
         account.nothing_to_do = f"sessions are those of events v{work.events_version} already"
@@ -64,12 +67,15 @@ def sessionize(warehouse: Warehouse, config: Config, account: Account) -> None:
 class _Work:
     """What one run works on: the events of one version, and under which settings."""
 
-    def __init__(self, warehouse: Warehouse, config: SessionizeConfig, by_key: bool, account: Account) -> None:
+    def __init__(
+        self, warehouse: Warehouse, config: SessionizeConfig, by_key: bool, features: list[str], account: Account
+    ) -> None:
         self.warehouse, self.config, self.by_key, self.account = warehouse, config, by_key, account
+        self.features = features
         log = warehouse.log(EVENTS)
         # A table that is deleted and made anew counts its versions from 0 again.
         self.events_version, self.events_table = log.version, log.table_id
-        self.settings = {"rules": RULES_VERSION, "by_key": by_key, **asdict(config)}
+        self.settings = {"rules": RULES_VERSION, "by_key": by_key, **asdict(config), **features_note(features)}
         self.events = warehouse.read(EVENTS, self.events_version)
         self.sets_aside = config.bots.any_limit or warehouse.exists(SESSIONS_SET_ASIDE)
         self.tables = [SESSIONS_SET_ASIDE, SESSIONS] if self.sets_aside else [SESSIONS]
@@ -105,7 +111,8 @@ class _Work:
 
     def sessions(self, events: DataFrame) -> DataFrame:
         """The sessions of `events`, cleaned, with the `reason` to set them aside."""
-        return cleaned_sessions(sessionize_events(events, self.config, self.by_key), self.config)
+        sessions = sessionize_events(events, self.config, self.by_key, self.features)
+        return cleaned_sessions(sessions, self.config)
 
     def stored(self) -> DataFrame:
         """The sessions that are there, with the `reason` to set them aside."""
@@ -193,6 +200,8 @@ def _update(work: _Work, made: dict[str, Any]) -> str | None:
         return "settings changed"
     if made.get("events_table") != work.events_table:
         return "the table events was made anew"
+    if any(warehouse.read(table).columns != table.schema.names for table in work.tables if warehouse.exists(table)):
+        return "an earlier version of this program made them, with other columns"
     if work.config.bots.max_events_per_day:
         return "sessionize.bots.max_events_per_day looks at whole days of a user"
     added = additions(warehouse, EVENTS, made["events"], work.events_version)

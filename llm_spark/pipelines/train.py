@@ -17,6 +17,8 @@ from llm_spark.errors import DataError, UserError
 from llm_spark.logs import log, progress
 from llm_spark.model.artifact import discard_artifact
 from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.features import require_features
+from llm_spark.pipelines.outcomes import require_labels
 from llm_spark.pipelines.parent import Parent, choose_parent
 from llm_spark.pipelines.registry import champion_row, promote, registered
 from llm_spark.pipelines.training_folder import TrainingFolder, is_readable
@@ -38,6 +40,9 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
     inputs = (SEQUENCES, VOCABULARY, EVENT_TYPES)
     versions = {table.name: warehouse.version(table) for table in inputs}
     data_versions = {table.name: warehouse.data_version(table, versions[table.name]) for table in inputs}
+    made_from = (warehouse.origin(SEQUENCES) or {}).get("made_from") or {}
+    require_features(made_from, config.model)
+    require_labels(made_from, config.model)
     settings: dict[str, Any] = {"model": asdict(config.model), "train": asdict(config.train)}
     identity: list[dict[str, Any]] = [data_versions, {"model": settings["model"], "train": config.train.identity()}]
     current = champion_row(warehouse)

@@ -1,7 +1,8 @@
-"""Torch inference over Arrow batches, for Spark's mapInArrow: what comes next, and how well the model foresaw what
-came.
+"""Torch inference over Arrow batches, for Spark's mapInArrow: what comes next, what a user will do within some days, and how
+well the model foresaw what came.
 """
 
 from llm_spark.scoring.kernels import RECOMMEND_DDL, TARGET_RANKS_DDL, recommend, target_ranks
+from llm_spark.scoring.outcomes import FORETELL_DDL, foretell
 
-__all__ = ["RECOMMEND_DDL", "TARGET_RANKS_DDL", "recommend", "target_ranks"]
+__all__ = ["FORETELL_DDL", "RECOMMEND_DDL", "TARGET_RANKS_DDL", "foretell", "recommend", "target_ranks"]

@@ -27,8 +27,8 @@ def like_shaped_slices(batch: pa.RecordBatch, batch_rows: int) -> Iterator[pa.Re
         yield batch.take(pa.array(order[first : first + batch_rows]))
 
 
-def history_batch(rows: pa.RecordBatch) -> HistoryBatch:
-    """The rows as the model takes them; without a first_target column, no row has targets.
+def history_batch(rows: pa.RecordBatch, num_features: int = 0) -> HistoryBatch:
+    """The rows as a model of so many further features takes them; without a first_target column, no row has targets.
 
     Raises DataError for damaged rows.
     """
@@ -47,6 +47,8 @@ def history_batch(rows: pa.RecordBatch) -> HistoryBatch:
             session_starts=_values(starts, np.int64),
             session_start_offsets=_offsets(starts),
             first_target=first_target,
+            features=_values(_list_column(rows, "features"), np.float32) if num_features else None,
+            num_features=num_features,
         )
     except ValueError as error:
         raise DataError(f"the sequences are damaged: {error}; run the sequences stage again") from error

@@ -56,15 +56,16 @@ _loaded: dict[str, LoadedModel] = {}
 def target_ranks(batches: Iterator[pa.RecordBatch], artifact_path: str, batch_rows: int) -> Iterator[pa.RecordBatch]:
     """One row for each target of the sequences: its rank among all items and its log probability.
 
-    In: sequence_id, user_id, tokens, event_types, values, session_starts, event_times, first_target. Out
+    In: sequence_id, user_id, tokens, event_types, values, session_starts, event_times, first_target, and features where
+    the model has any. Out
     (TARGET_RANKS_DDL): `position` in the row, `session_position` in its session (0: a session's first item,
     predicted from the memory); where the target token is unknown (1) to the vocabulary or the model, rank and
     log_prob are null.
     """
-    model = _model(artifact_path).model
+    model = loaded_model(artifact_path).model
     for batch in batches:
         for rows in like_shaped_slices(batch, batch_rows):
-            histories = history_batch(rows)
+            histories = history_batch(rows, len(model.config.features))
             with torch.inference_mode():
                 contexts_PD, targets_P = model.forward_states(histories)
                 ranks_P, log_probabilities_P = rank_targets(contexts_PD, targets_P, model.head.weight, model.head.bias)
@@ -90,17 +91,17 @@ def recommend(
 ) -> Iterator[pa.RecordBatch]:
     """Each user's k most probable next items, best first; fewer where fewer items are left.
 
-    In: user_id, tokens, event_types, values, session_starts, event_times, one row a user; and, where given, a
-    boolean `session_open`. Where that is false the user's last session has ended, and what is predicted is the
+    In: user_id, tokens, event_types, values, session_starts, event_times, and features where the model has any, one row
+    a user; and, where given, a boolean `session_open`. Where that is false the user's last session has ended, and what is predicted is the
     first item of the next visit, from the long-term memory; where true, or not given, the next item of the current
     session. Out (RECOMMEND_DDL): `score` is the logit, `probability` the softmax over all items. With
     `exclude_seen`, items of the row's history are left out of the list, and the probabilities of the others stay as
     they are.
     """
-    model = _model(artifact_path).model
+    model = loaded_model(artifact_path).model
     for batch in batches:
         for rows in like_shaped_slices(batch, batch_rows):
-            histories = history_batch(rows)
+            histories = history_batch(rows, len(model.config.features))
             starts_session_B = None
             if "session_open" in rows.schema.names:
                 starts_session_B = ~torch.from_numpy(
@@ -141,7 +142,7 @@ def _target_places(histories: HistoryBatch) -> tuple[np.ndarray, np.ndarray, np.
     return row_N[targets], position_N[targets], (index_N - session_begin_N)[targets]
 
 
-def _model(artifact_path: str) -> LoadedModel:
+def loaded_model(artifact_path: str) -> LoadedModel:
     """The model at this path, loaded once a process for as long as its manifest stays the same."""
     _, manifest_sha256 = read_manifest(artifact_path)
     known = _loaded.get(artifact_path)

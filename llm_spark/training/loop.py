@@ -28,6 +28,7 @@ from llm_spark.training.batches import BatchSource
 from llm_spark.training.checkpoint import CheckpointFolder
 from llm_spark.training.distributed import GradientBuffer, Ranks
 from llm_spark.training.job import Metric, Progress
+from llm_spark.training.outcomes import OUTCOMES_LOSS, OutcomeObjective
 from llm_spark.training.state import (
     FitResult,
     RunState,
@@ -72,13 +73,15 @@ class Trainer:
         on_step: Callable[[Progress | None], None] = lambda progress: None,
         checkpoints: CheckpointFolder | None = None,
         on_metric: Callable[[Metric], None] = lambda metric: None,
+        outcomes: OutcomeObjective | None = None,
     ) -> None:
         """`on_step` is called after every training step with its progress, and after every validation step with None.
 
-        Without `checkpoints` none is written and none looked for.
+        Without `checkpoints` none is written and none looked for. `outcomes` is needed by a model that foretells any.
         """
         self.model, self.config, self.source, self.ranks, self.on_step = model, config, source, ranks, on_step
         self._checkpoints, self._on_metric = checkpoints, on_metric
+        self.outcomes = outcomes or OutcomeObjective(model.config)
         self._sampler = NegativeSampler(target_counts_V.to(ranks.device)) if config.loss == "sampled" else None
         self._generator = torch.Generator(ranks.device).manual_seed(config.seed + ranks.rank)
         # Loss, targets and tokens of the step travel with the gradients, and rank 0's word that a checkpoint is due.
@@ -157,6 +160,13 @@ class Trainer:
         """Validate, and keep the weights if they are the best."""
         result = self._state.result
         validated = self.validate()
+        of_outcomes = self.outcomes.finish_validation(self.ranks)
+        for name, value in of_outcomes.items():
+            self._measured(name, value)
+        if not self.model.config.next_item_weight and of_outcomes:
+            if self._state.best.is_beaten_by(0.0, of_outcomes[OUTCOMES_LOSS], self.model):
+                result.best_step = result.num_steps
+            return
         if validated is None:
             result.best_step = result.num_steps
             return
@@ -168,12 +178,21 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float] | None:
-        """Mean loss and recall@20 over all ranks' validation targets; None where there are none."""
+        """Mean loss and recall@20 over all ranks' validation targets; None where there are none, or next items are not learnt.
+
+        Of the outcomes this rank's part is counted.
+        """
         self.model.eval()
+        self.outcomes.begin_validation()
         totals = torch.zeros(3, dtype=torch.float64)
         for batch in self.source.validation():
             with self._autocast:
-                contexts_PD, targets_P = self.model.forward_states(batch.to(self.ranks.device, non_blocking=True))
+                batch = batch.to(self.ranks.device, non_blocking=True)
+                contexts_PD, targets_P, outputs_LO = self.model.forward_heads(batch)
+                self.outcomes.add(outputs_LO, batch.moments)
+                if not self.model.config.next_item_weight:
+                    self.on_step(None)
+                    continue
                 ranks_P, log_probability_P = rank_targets(
                     contexts_PD, targets_P, self.model.head.weight, self.model.head.bias
                 )
@@ -221,9 +240,12 @@ class Trainer:
             return
         batch = batch.to(self.ranks.device, non_blocking=True)
         with self._autocast:
-            contexts_PD, targets_P = self.model.forward_states(batch)
-            loss = self._loss(contexts_PD, targets_P)
-        self._scaler.scale(loss).backward()
+            contexts_PD, targets_P, outputs_LO = self.model.forward_heads(batch)
+            loss = self.outcomes.loss(outputs_LO, batch.moments)
+            if self.model.config.next_item_weight:
+                loss = loss + self.model.config.next_item_weight * self._loss(contexts_PD, targets_P)
+        if loss.requires_grad:  # not where nothing that is learnt is asked of the batch
+            self._scaler.scale(loss).backward()
         self._buffer.totals[:3] += torch.stack(
             [loss.detach(), is_item(targets_P).sum(), loss.new_tensor(batch.num_tokens)]
         )

@@ -16,11 +16,13 @@ from llm_spark.errors import UserError
 from llm_spark.model.artifact import load_artifact, save_content
 from llm_spark.model.network import NextEventModel, summary
 from llm_spark.reader import ReaderError
+from llm_spark.tokens import FIRST_ITEM_TOKEN
 from llm_spark.training.batches import ReaderSource, measure
 from llm_spark.training.checkpoint import CheckpointFolder
 from llm_spark.training.distributed import PeerLostError, Ranks, join_ranks
 from llm_spark.training.job import Progress, TrainingJob
 from llm_spark.training.loop import Trainer
+from llm_spark.training.outcomes import OutcomeObjective
 from llm_spark.training.records import FAILED, FINISHED, ProgressWriter, RankRecord, RunFolder
 from llm_spark.training.tracking import tracked
 from llm_spark.training.warm_start import take_over
@@ -93,12 +95,16 @@ def train_rank(job: TrainingJob, ranks: Ranks, on_step: OnStep) -> dict[str, Any
     if job.model_config.hidden_size < SMALLEST_PARALLEL_HIDDEN_SIZE:
         torch.set_num_threads(1)
     source = ReaderSource(job, ranks)
-    statistics = measure(source.statistics_pass(), job.num_tokens, ranks)
+    statistics = measure(source.statistics_pass(), job.num_tokens, ranks, job.model_config)
     on_step(None)
     torch.manual_seed(config.seed)
     model = NextEventModel(
         job.model_config, job.num_tokens, job.num_event_types, statistics.value_mean, statistics.value_std
     ).to(ranks.device)
+    if model.number_input is not None:
+        model.number_input.standardise_by(statistics.number_mean_K, statistics.number_std_K)
+    if model.outcome_head is not None:
+        model.outcome_head.begin_at(statistics.label_mean_O, statistics.account_mean_A, statistics.account_std_A)
     model.begin_at_popularity(statistics.target_counts_V)
     if job.parent_path is not None:
         take_over(model, load_artifact(job.parent_path).model, statistics.target_counts_V)
@@ -107,10 +113,12 @@ def train_rank(job: TrainingJob, ranks: Ranks, on_step: OnStep) -> dict[str, Any
     identity = job.checkpoint_identity() | {"device": ranks.device.type}
     checkpoints = CheckpointFolder(job.checkpoint_path, identity, config.keep_checkpoints, job.launch_id)
     model_id = job.artifact_path.rstrip("/").rsplit("/", 1)[-1]
+    num_targets = int(statistics.target_counts_V[FIRST_ITEM_TOKEN:].sum())
+    objective = OutcomeObjective(job.model_config, num_targets, statistics.num_labels_O)
     track = config.track if ranks.rank == 0 else "none"
     with tracked(track, model_id, job.tracking_path, identity) as send:
         fitted = Trainer(
-            model, config, source, ranks, statistics.target_counts_V, on_step, checkpoints, on_metric=send
+            model, config, source, ranks, statistics.target_counts_V, on_step, checkpoints, send, objective
         ).fit()
     result: dict[str, Any] = {"num_steps": fitted.num_steps, "final_loss": fitted.final_loss}
     if ranks.rank == 0:

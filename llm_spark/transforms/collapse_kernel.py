@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_LISTS = ("item_ids", "event_types", "event_times", "event_values")
+_LISTS = ("item_ids", "event_types", "event_times", "event_values", "event_features")
 
 
 def collapse_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -25,7 +25,9 @@ def _collapsed(batch: pa.RecordBatch) -> pa.RecordBatch:
     # Slices begin anywhere in the lists' buffers; flatten() already begins where the slice does.
     offsets = batch.column("item_ids").offsets.to_numpy().astype(np.int64)
     offsets = offsets - offsets[0]
-    flat = {name: batch.column(name).flatten() for name in _LISTS}
+    # Without features their column is null throughout, and stays so.
+    lists = [name for name in _LISTS if batch.column(name).null_count < batch.num_rows]
+    flat = {name: batch.column(name).flatten() for name in lists}
     kept = np.ones(offsets[-1], dtype=bool)
     if len(kept) > 1:
         differ = pc.or_(_changes(flat["item_ids"]), _changes(flat["event_types"]))
@@ -41,7 +43,7 @@ def _collapsed(batch: pa.RecordBatch) -> pa.RecordBatch:
     num_collapsed = batch.column("num_collapsed").to_numpy() + np.diff(offsets) - num_kept
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     mask, list_offsets = pa.array(kept), pa.array(kept_offsets, pa.int32())
-    columns |= {name: pa.ListArray.from_arrays(list_offsets, flat[name].filter(mask)) for name in _LISTS}
+    columns |= {name: pa.ListArray.from_arrays(list_offsets, flat[name].filter(mask)) for name in lists}
     columns["num_events"] = pa.array(num_kept, pa.int32())
     columns["num_collapsed"] = pa.array(num_collapsed, pa.int32())
     return pa.RecordBatch.from_pydict(columns)

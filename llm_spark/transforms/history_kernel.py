@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from llm_spark.config import SPLIT_KINDS
 from llm_spark.transforms.fill_kernel import KEEP, FilledValues, ValueFill, fill_values
+from llm_spark.transforms.outcome_kernel import Moments, OutcomeRules, UserOutcomes
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 BY_TIME, LEAVE_LAST_SESSION_OUT, LEAVE_LAST_EVENT_OUT = SPLIT_KINDS
@@ -119,17 +120,32 @@ def _chunks(split: int, first: int, end: int, rules: HistoryRules) -> list[Span]
     return spans
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A row to be made: where its user's steps begin, its number among the user's rows of that split, what is asked of it."""
+
+    user_start: int
+    number: int
+    span: Span
+    moments: Moments | None
+
+
 def history_batches(
-    batches: Iterable[pa.RecordBatch], choose: SpanChooser, rows_per_batch: int = 4096, fill: ValueFill = KEEP
+    batches: Iterable[pa.RecordBatch],
+    choose: SpanChooser,
+    rows_per_batch: int = 4096,
+    fill: ValueFill = KEEP,
+    outcomes: OutcomeRules | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Turn step batches into history rows, missing values filled by `fill`.
+    """Turn step batches into history rows, missing values filled by `fill`, with the labels of `outcomes` at the positions that a row predicts.
 
     A filled value depends on no later step, but for interpolated ones: in a row of training on steps of that row, in other rows on steps before
     the first target.
 
     In, sorted by user, then in the order of the history: user_id, session_id, session_ended_at (timestamp), event_time (timestamp), token,
-    event_type (int), value. Out: user_id, split (int), row_number (of the user's rows in that split), tokens, event_types, values,
-    session_starts, event_times (epoch s), first_target, started_at (timestamp).
+    event_type (int), value, and `features` (list of numbers, or null) where there are any. Out: user_id, split (int), row_number (of the
+    user's rows in that split), tokens, event_types, values, session_starts, event_times (epoch s), first_target, started_at (timestamp),
+    features (event by event), and outcome_places, outcome_elapsed_seconds, outcome_labels (moment by moment); these four null without any.
     """
     waiting: list[pa.RecordBatch] = []
     for batch in batches:
@@ -141,10 +157,10 @@ def history_batches(
             continue  # still inside one user's history
         steps = pa.Table.from_batches(waiting).combine_chunks()
         last_user_start = _last_user_start(steps)
-        yield from _rows(steps.slice(0, last_user_start), choose, rows_per_batch, fill)
+        yield from _rows(steps.slice(0, last_user_start), choose, rows_per_batch, fill, outcomes)
         waiting = steps.slice(last_user_start).combine_chunks().to_batches()
     if waiting:
-        yield from _rows(pa.Table.from_batches(waiting).combine_chunks(), choose, rows_per_batch, fill)
+        yield from _rows(pa.Table.from_batches(waiting).combine_chunks(), choose, rows_per_batch, fill, outcomes)
 
 
 def _codes(column: pa.ChunkedArray) -> np.ndarray:
@@ -162,7 +178,9 @@ def _epoch_microseconds(column: pa.ChunkedArray) -> np.ndarray:
     return column.cast(pa.timestamp("us", tz=column.type.tz)).cast(pa.int64()).to_numpy()
 
 
-def _rows(steps: pa.Table, choose: SpanChooser, rows_per_batch: int, fill: ValueFill) -> Iterator[pa.RecordBatch]:
+def _rows(
+    steps: pa.Table, choose: SpanChooser, rows_per_batch: int, fill: ValueFill, outcomes: OutcomeRules | None
+) -> Iterator[pa.RecordBatch]:
     if steps.num_rows == 0:
         return
     users, sessions = _codes(steps["user_id"]), _codes(steps["session_id"])
@@ -171,17 +189,23 @@ def _rows(steps: pa.Table, choose: SpanChooser, rows_per_batch: int, fill: Value
     user_ends = np.append(user_starts[1:], len(users))
     begins_session = np.append(True, (np.diff(sessions) != 0) | (np.diff(users) != 0))
     begins_user = np.append(True, np.diff(users) != 0)
-    values = fill_values(_doubles(steps["value"]), times, begins_user, begins_session, fill)
-    spans: list[tuple[int, int, Span]] = []  # (offset of the user's first step, row number in its split, span)
+    logged_values, event_types = _doubles(steps["value"]), steps["event_type"].to_numpy()
+    values = fill_values(logged_values, times, begins_user, begins_session, fill)
+    rows: list[_Row] = []
     for user_start, user_end in zip(user_starts, user_ends, strict=True):
         numbers: dict[int, int] = {}
-        session_starts = np.flatnonzero(begins_session[user_start:user_end])
-        for span in choose(times[user_start:user_end], session_ends[user_start:user_end], session_starts):
+        mine = slice(user_start, user_end)
+        session_starts = np.flatnonzero(begins_session[mine])
+        spans = choose(times[mine], session_ends[mine], session_starts)
+        asked = UserOutcomes(times[mine], event_types[mine], logged_values[mine], outcomes) if outcomes else None
+        for span in spans:
             number = numbers.get(span.split, 0)
             numbers[span.split] = number + 1
-            spans.append((int(user_start), number, span))
-    for first in range(0, len(spans), rows_per_batch):
-        yield _row_batch(steps, times, values, begins_session, spans[first : first + rows_per_batch])
+            first = span.start + span.first_target
+            moments = asked.moments(span.split, span.start, first, span.end) if asked else None
+            rows.append(_Row(int(user_start), number, span, moments))
+    for first in range(0, len(rows), rows_per_batch):
+        yield _row_batch(steps, times, values, begins_session, rows[first : first + rows_per_batch])
 
 
 def _doubles(column: pa.ChunkedArray) -> np.ndarray:
@@ -194,10 +218,11 @@ def _row_batch(
     times: np.ndarray,
     values: FilledValues,
     begins_session: np.ndarray,
-    spans: list[tuple[int, int, Span]],
+    rows: list[_Row],
 ) -> pa.RecordBatch:
-    starts = np.array([user_start + span.start for user_start, _, span in spans], dtype=np.int64)
-    lengths = np.array([span.end - span.start for _, _, span in spans], dtype=np.int64)
+    spans = [row.span for row in rows]
+    starts = np.array([row.user_start + row.span.start for row in rows], dtype=np.int64)
+    lengths = np.array([span.end - span.start for span in spans], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     places = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)  # place of each token in its row
     gather = np.repeat(starts, lengths) + places
@@ -206,7 +231,7 @@ def _row_batch(
     list_offsets = pa.array(offsets, pa.int32())
     start_offsets = pa.array(np.concatenate([[0], np.cumsum(starts_in_row)]), pa.int32())
     index = pa.array(gather)
-    readable = np.array([span.end - span.start if span.split == TRAIN else span.first_target for _, _, span in spans])
+    readable = np.array([span.end - span.start if span.split == TRAIN else span.first_target for span in spans])
     row_values = values.at(gather, np.repeat(starts + readable, lengths))
 
     def lists(name: str, kind: pa.DataType) -> pa.ListArray:
@@ -217,16 +242,49 @@ def _row_batch(
     return pa.RecordBatch.from_pydict(
         {
             "user_id": steps["user_id"].take(pa.array(starts)).combine_chunks(),
-            "split": pa.array([span.split for _, _, span in spans], pa.int32()),
-            "row_number": pa.array([number for _, number, _ in spans], pa.int32()),
+            "split": pa.array([span.split for span in spans], pa.int32()),
+            "row_number": pa.array([row.number for row in rows], pa.int32()),
             "tokens": lists("token", pa.int32()),
             "event_types": lists("event_type", pa.int32()),
-            "values": pa.ListArray.from_arrays(
-                list_offsets, pa.array(row_values.astype(np.float32), mask=np.isnan(row_values))
-            ),
+            "values": pa.ListArray.from_arrays(list_offsets, _floats(row_values)),
             "session_starts": pa.ListArray.from_arrays(start_offsets, pa.array(places[is_start], pa.int32())),
             "event_times": pa.ListArray.from_arrays(list_offsets, pa.array(times[gather] // 1_000_000, pa.int64())),
-            "first_target": pa.array([span.first_target for _, _, span in spans], pa.int32()),
+            "first_target": pa.array([span.first_target for span in spans], pa.int32()),
             "started_at": steps["event_time"].take(pa.array(starts)).combine_chunks(),
+            "features": _features(steps, index, offsets),
+            **_outcome_columns([row.moments for row in rows]),
         }
     )
+
+
+def _floats(numbers: np.ndarray) -> pa.Array:
+    """float32, null where nan."""
+    return pa.array(numbers.astype(np.float32), mask=np.isnan(numbers))
+
+
+def _features(steps: pa.Table, index: pa.Array, offsets: np.ndarray) -> pa.Array:
+    """Each row's features, event by event in one list; null where the steps carry none."""
+    kind = pa.list_(pa.float32())
+    if "features" not in steps.column_names:
+        return pa.nulls(len(offsets) - 1, kind)
+    taken = steps["features"].take(index).combine_chunks()
+    taken = taken.chunk(0) if isinstance(taken, pa.ChunkedArray) else taken
+    numbers = taken.flatten().cast(pa.float32())
+    num_features = len(numbers) // max(1, len(taken))
+    return pa.ListArray.from_arrays(pa.array(offsets * num_features, pa.int32()), numbers)
+
+
+def _outcome_columns(moments: list[Moments | None]) -> dict[str, pa.Array]:
+    asked = [each for each in moments if each is not None]
+    if not asked:
+        kinds = {"outcome_places": pa.int32(), "outcome_elapsed_seconds": pa.int64(), "outcome_labels": pa.float32()}
+        return {name: pa.nulls(len(moments), pa.list_(kind)) for name, kind in kinds.items()}
+    offsets = np.concatenate([[0], np.cumsum([len(each.place_L) for each in asked])])
+    labels_LO = np.concatenate([each.label_LO for each in asked])
+    by_moment, by_label = pa.array(offsets, pa.int32()), pa.array(offsets * labels_LO.shape[1], pa.int32())
+    elapsed = np.concatenate([each.elapsed_seconds_L for each in asked])
+    return {
+        "outcome_places": pa.ListArray.from_arrays(by_moment, pa.array(np.concatenate([m.place_L for m in asked]))),
+        "outcome_elapsed_seconds": pa.ListArray.from_arrays(by_moment, pa.array(elapsed)),
+        "outcome_labels": pa.ListArray.from_arrays(by_label, _floats(labels_LO.ravel())),
+    }

@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from llm_spark.config import SequencesConfig
+from llm_spark.config import OutcomeConfig, SequencesConfig
+from llm_spark.config.outcomes import AMOUNT
 from llm_spark.schemas import SPLITS
 from llm_spark.tokens import UNKNOWN_TOKEN
 from llm_spark.transforms.fill_kernel import KEEP, ValueFill
 from llm_spark.transforms.history_kernel import HistoryRules, SpanChooser, history_batches, latest_spans, split_spans
 from llm_spark.transforms.identity import stable_id
+from llm_spark.transforms.outcome_kernel import OutcomeRule, OutcomeRules
 from llm_spark.transforms.splits import SplitTimes
 
 _KERNEL_OUTPUT = """user_id string, split int, row_number int, tokens array<int>, event_types array<int>, values array<float>,
-session_starts array<int>, event_times array<bigint>, first_target int, started_at timestamp"""
-_HISTORY_COLUMNS = ("tokens", "event_types", "values", "session_starts", "event_times", "first_target", "started_at")
+session_starts array<int>, event_times array<bigint>, first_target int, started_at timestamp, features array<float>,
+outcome_places array<int>, outcome_elapsed_seconds array<bigint>, outcome_labels array<float>"""
+_HISTORY_COLUMNS = (
+    "tokens",
+    "event_types",
+    "values",
+    "session_starts",
+    "event_times",
+    "first_target",
+    "started_at",
+    "features",
+)
+_MOMENT_COLUMNS = ("outcome_places", "outcome_elapsed_seconds", "outcome_labels")
 _EPOCH = datetime(1970, 1, 1)
 
 
-def tokenized_steps(sessions: DataFrame, vocabulary: DataFrame, event_types: DataFrame) -> DataFrame:
-    """One row an event, items and event types as tokens; what the vocabulary lacks is unknown. Every event matches at most one token."""
-    zipped = F.arrays_zip("item_ids", F.col("event_types").alias("types"), "event_times", "event_values")
+def tokenized_steps(
+    sessions: DataFrame, vocabulary: DataFrame, event_types: DataFrame, with_features: bool = False
+) -> DataFrame:
+    """One row an event, items and event types as tokens; what the vocabulary lacks is unknown. Every event matches at most one token.
+
+    `with_features` where the sessions carry any, in every row.
+    """
+    carried = ["event_times", "event_values", *(["event_features"] if with_features else [])]
+    zipped = F.arrays_zip("item_ids", F.col("event_types").alias("types"), *carried)
+    features = [F.col("step.event_features").cast("array<float>").alias("features")] if with_features else []
     steps = sessions.select(
         "user_id",
         "session_id",
@@ -41,6 +61,7 @@ def tokenized_steps(sessions: DataFrame, vocabulary: DataFrame, event_types: Dat
         F.col("step.types").alias("event_type_id"),
         F.col("step.event_times").alias("event_time"),
         F.col("step.event_values").alias("value"),
+        *features,
     )
     item_tokens = vocabulary.select("item_id", "token")
     type_tokens = F.broadcast(
@@ -58,30 +79,60 @@ def tokenized_steps(sessions: DataFrame, vocabulary: DataFrame, event_types: Dat
             F.coalesce("token", F.lit(UNKNOWN_TOKEN)).alias("token"),
             F.coalesce("event_type", F.lit(UNKNOWN_TOKEN)).alias("event_type"),
             F.col("value").cast("float").alias("value"),
+            *(["features"] if with_features else []),
         )
     )
 
 
-def _histories(steps: DataFrame, choose: SpanChooser, fill: ValueFill) -> DataFrame:
+def _histories(
+    steps: DataFrame, choose: SpanChooser, fill: ValueFill, outcomes: OutcomeRules | None = None
+) -> DataFrame:
     def run_kernel(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return history_batches(batches, choose, fill=fill)
+        return history_batches(batches, choose, fill=fill, outcomes=outcomes)
 
     # By the end of the session, so that each split is one stretch of the history also where sessions of a user overlap.
     by_user = steps.repartition("user_id").sortWithinPartitions("user_id", "session_ended_at", "session_id", "place")
     return by_user.drop("place").mapInArrow(run_kernel, _KERNEL_OUTPUT)
 
 
-def sequences(steps: DataFrame, config: SequencesConfig, times: SplitTimes | None, fill: ValueFill = KEEP) -> DataFrame:
+def sequences(
+    steps: DataFrame,
+    config: SequencesConfig,
+    times: SplitTimes | None,
+    fill: ValueFill = KEEP,
+    outcomes: OutcomeRules | None = None,
+) -> DataFrame:
     """Rows of schemas.SEQUENCES: histories cut into training, validation and test as `config.split` says; `times` where it is by time.
+    With `outcomes`, their labels at what each row predicts.
 
     What stands before a split's beginning is context, never a target. By time, no row of training holds an event at or after `train_until`.
     """
     until = (_micros(times.train_until), _micros(times.validation_until)) if times else (0, 0)
     rules = HistoryRules(config.max_tokens, config.burn_in_tokens, *until, config.split)
-    rows = _histories(steps, split_spans(rules), fill)
+    rows = _histories(steps, split_spans(rules), fill, outcomes)
     split = F.element_at(F.array(*[F.lit(name) for name in SPLITS]), F.col("split") + 1)
     sequence_id = stable_id(F.col("user_id"), split, F.col("row_number").cast("string"))
-    return rows.select(sequence_id.alias("sequence_id"), "user_id", split.alias("split"), *_HISTORY_COLUMNS)
+    return rows.select(
+        sequence_id.alias("sequence_id"), "user_id", split.alias("split"), *_HISTORY_COLUMNS, *_MOMENT_COLUMNS
+    )
+
+
+def outcome_rules(
+    outcomes: Sequence[OutcomeConfig], token_of_type: Mapping[str, int], times: SplitTimes, newest: datetime
+) -> OutcomeRules:
+    """The outcomes as the kernel takes them. Each split knows the events before its end, the last one those before the `newest` of all.
+
+    Every type that an outcome names must be in `token_of_type`.
+    """
+    rules = tuple(
+        OutcomeRule(
+            frozenset(token_of_type[name] for name in outcome.event_types) if outcome.event_types else None,
+            round(outcome.within_days * 86_400 * 1_000_000),
+            outcome.kind == AMOUNT,
+        )
+        for outcome in outcomes
+    )
+    return OutcomeRules(rules, (_micros(times.train_until), _micros(times.validation_until), _micros(newest)))
 
 
 def latest_histories(steps: DataFrame, max_tokens: int, fill: ValueFill = KEEP) -> DataFrame:

@@ -37,9 +37,10 @@ class SessionRules:
 def sessionize_batches(batches: Iterable[pa.RecordBatch], rules: SessionRules) -> Iterator[pa.RecordBatch]:
     """Turn sorted event batches into session batches.
 
-    In: user_id, session_key, event_time (timestamp), event_id, item_id, event_type, value, and local_day (int) where a session ends with
-    the day.
-    Out: user_id, session_key, first_event_id, started_at, ended_at, num_events, item_ids, event_types, event_times, event_values.
+    In: user_id, session_key, event_time (timestamp), event_id, item_id, event_type, value, local_day (int) where a session ends with the day,
+    and features (list of doubles) where there are any.
+    Out: user_id, session_key, first_event_id, started_at, ended_at, num_events, item_ids, event_types, event_times, event_values,
+    event_features (null without features).
     """
     open_events: pa.Table | None = None
     for batch in batches:
@@ -122,5 +123,10 @@ def _sessions(events: pa.Table, starts: np.ndarray) -> pa.RecordBatch:
         "event_types": pa.ListArray.from_arrays(list_offsets, flat["event_type"]),
         "event_times": pa.ListArray.from_arrays(list_offsets, flat["event_time"]),
         "event_values": pa.ListArray.from_arrays(list_offsets, flat["value"]),
+        "event_features": (
+            pa.ListArray.from_arrays(list_offsets, flat["features"])
+            if "features" in flat
+            else pa.nulls(len(starts), pa.list_(pa.list_(pa.float64())))
+        ),
     }
     return pa.RecordBatch.from_pydict(columns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame
@@ -16,15 +16,18 @@ RULES_VERSION = 2
 """Rises when the same events and settings give other sessions than before: tables made under another one are rebuilt."""
 
 _KERNEL_OUTPUT = """user_id string, session_key string, first_event_id string, started_at timestamp, ended_at timestamp, num_events int,
-item_ids array<string>, event_types array<string>, event_times array<timestamp>, event_values array<double>"""
+item_ids array<string>, event_types array<string>, event_times array<timestamp>, event_values array<double>,
+event_features array<array<double>>"""
 
 
 def user_bucket(num_buckets: int) -> Column:
     return _bucket(F.xxhash64("user_id"), num_buckets)
 
 
-def sessionize(events: DataFrame, config: SessionizeConfig, by_key: bool) -> DataFrame:
-    """Sessions of `events`, in the columns of schemas.SESSIONS.
+def sessionize(
+    events: DataFrame, config: SessionizeConfig, by_key: bool, feature_names: Sequence[str] = ()
+) -> DataFrame:
+    """Sessions of `events`, in the columns of schemas.SESSIONS, with the numbers that stand in the attributes `feature_names`.
 
     A pause strictly longer than `gap_seconds` opens a new session, or a change of the log's own session key (`by_key`). Events of equal
     time stand in the order of their event_id, so that a rerun is equal to the bit.
@@ -46,6 +49,7 @@ def sessionize(events: DataFrame, config: SessionizeConfig, by_key: bool) -> Dat
         "event_type",
         "value",
         *([local_day] if by_day else []),
+        *([F.array(*map(_number, feature_names)).alias("features")] if feature_names else []),
     )
     # The hash first: Spark sorts by the first column's first eight bytes, in which user ids seldom differ.
     order = ["user_hash", "user_id", *(["session_key"] if by_key else []), "event_time", "event_id"]
@@ -65,7 +69,14 @@ def sessionize(events: DataFrame, config: SessionizeConfig, by_key: bool) -> Dat
         "event_types",
         "event_times",
         "event_values",
+        "event_features",
     )
+
+
+def _number(attribute: str) -> Column:
+    """The attribute as a finite number; null where it is none."""
+    number = F.col("attributes")[attribute].try_cast("double")
+    return F.when(F.abs(number) < F.lit(float("inf")), number)
 
 
 def _bucket(user_hash: Column, num_buckets: int) -> Column:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 
 from llm_spark.model.history import HistoryBatch
+from llm_spark.model.outcomes import Moments
 
 Row = dict[str, list]
-"""tokens, event_types, values, event_times, session_starts, first_target: one row as the sequences table holds it."""
+"""tokens, event_types, values, event_times, session_starts, first_target: one row as the sequences table holds it.
+
+Where a model has further features, also `features`: a list of their numbers for each event.
+"""
 
 
 def row(
@@ -54,6 +60,52 @@ def random_rows(
     return rows
 
 
+def with_features(rows: list[Row], num_features: int, seed: int) -> list[Row]:
+    """The rows with random features, a third of them missing."""
+    rng = np.random.default_rng(seed)
+    for one_row in rows:
+        numbers = rng.normal(2, 4, (len(one_row["tokens"]), num_features))
+        numbers[rng.random(numbers.shape) < 0.3] = np.nan
+        one_row["features"] = numbers.tolist()
+    return rows
+
+
+def with_moments(rows: list[Row], num_outcomes: int, seed: int) -> list[Row]:
+    """The rows with moments after random events, and random labels of 0 and 1, a third of them censored."""
+    rng = np.random.default_rng(seed)
+    for one_row in rows:
+        num_moments = int(rng.integers(0, 6))
+        labels = rng.integers(0, 2, (num_moments, num_outcomes)).astype(float)
+        labels[rng.random(labels.shape) < 0.3] = np.nan
+        one_row["outcome_places"] = sorted(rng.integers(0, len(one_row["tokens"]), num_moments).tolist())
+        one_row["outcome_elapsed_seconds"] = rng.integers(0, 10**6, num_moments).tolist()
+        one_row["outcome_labels"] = labels.tolist()
+    return rows
+
+
+def moments_of(rows: list[Row], row_offsets: torch.Tensor) -> Moments | None:
+    """The rows' moments as the model takes them; None where no row has any."""
+    if not any("outcome_places" in r for r in rows):
+        return None
+    labels = [label for r in rows for label in r["outcome_labels"]]
+    return Moments.from_columns(
+        places=torch.tensor([x for r in rows for x in r["outcome_places"]], dtype=torch.int32),
+        offsets=torch.tensor(np.cumsum([0] + [len(r["outcome_places"]) for r in rows]), dtype=torch.int64),
+        elapsed_seconds=torch.tensor([x for r in rows for x in r["outcome_elapsed_seconds"]], dtype=torch.int64),
+        labels=torch.tensor(labels, dtype=torch.float32).flatten(),
+        row_offsets=row_offsets,
+        num_outcomes=len(labels[0]) if labels else 1,
+    )
+
+
+def prefix(one_row: Row, num_events: int) -> Row:
+    """The row as it was after its first events."""
+    by_event = ("tokens", "event_types", "values", "event_times", "features")
+    cut = {name: column[:num_events] for name, column in one_row.items() if name in by_event}
+    starts = [start for start in one_row["session_starts"] if start < num_events]
+    return {**cut, "session_starts": starts, "first_target": one_row["first_target"]}
+
+
 def batch_of(rows: list[Row]) -> HistoryBatch:
     """The rows as the model takes them."""
 
@@ -63,7 +115,8 @@ def batch_of(rows: list[Row]) -> HistoryBatch:
     def offsets(name: str) -> torch.Tensor:
         return torch.tensor(np.cumsum([0] + [len(r[name]) for r in rows]), dtype=torch.int64)
 
-    return HistoryBatch.from_columns(
+    features = [numbers for r in rows for numbers in r.get("features", [])]
+    batch = HistoryBatch.from_columns(
         tokens=flat("tokens", torch.int32),
         token_offsets=offsets("tokens"),
         event_types=flat("event_types", torch.int32),
@@ -72,4 +125,7 @@ def batch_of(rows: list[Row]) -> HistoryBatch:
         session_starts=flat("session_starts", torch.int32),
         session_start_offsets=offsets("session_starts"),
         first_target=torch.tensor([r["first_target"] for r in rows], dtype=torch.int32),
+        features=torch.tensor(features, dtype=torch.float32).flatten() if features else None,
+        num_features=len(features[0]) if features else 0,
     )
+    return dataclasses.replace(batch, moments=moments_of(rows, batch.row_offsets))

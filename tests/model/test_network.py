@@ -13,7 +13,7 @@ from torch import nn
 
 from llm_spark.config import ModelConfig
 from llm_spark.model.network import NextEventModel, summary
-from tests.model.histories import Row, batch_of, random_rows, row
+from tests.model.histories import Row, batch_of, prefix, random_rows, row, with_features
 
 NUM_TOKENS, NUM_EVENT_TYPES = 12, 4
 
@@ -22,7 +22,11 @@ def small_model(num_tokens: int = NUM_TOKENS, **settings: object) -> NextEventMo
     torch.manual_seed(3)
     sizes = {"embedding_size": 5, "hidden_size": 6, "dense_size": 7, "memory_size": 4, "dropout": 0.0}
     config = ModelConfig(**{**sizes, **settings})
-    return NextEventModel(config, num_tokens, NUM_EVENT_TYPES, value_mean=5.0, value_std=3.0).eval()
+    model = NextEventModel(config, num_tokens, NUM_EVENT_TYPES, value_mean=5.0, value_std=3.0).eval()
+    if model.number_input is not None:
+        num_numbers = len(model.number_input.mean_K)
+        model.number_input.standardise_by(torch.full((num_numbers,), 4.0), torch.full((num_numbers,), 2.5))
+    return model
 
 
 def step_by_step(model: NextEventModel, one_row: Row) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -35,7 +39,7 @@ def step_by_step(model: NextEventModel, one_row: Row) -> tuple[torch.Tensor, tor
         cell.load_state_dict({name: getattr(model.cell, f"{name}_l{layer}") for name in cell.state_dict()})
         cells.append(cell)
 
-    def embed(token: int, event_type: int, value: float | None) -> torch.Tensor:
+    def embed(token: int, event_type: int, value: float | None, numbers: list[float]) -> torch.Tensor:
         x = model.item_embedding.weight[token]
         if model.type_embedding is not None:
             x = x + model.type_embedding.weight[event_type]
@@ -43,7 +47,16 @@ def step_by_step(model: NextEventModel, one_row: Row) -> tuple[torch.Tensor, tor
             missing = math.isnan(value)
             standardised = 0.0 if missing else (value - 5.0) / 3.0
             x = x + model.value_input.weight @ torch.tensor([standardised, float(missing)], dtype=torch.float32)
+        if numbers:
+            standardised_numbers = [0.0 if math.isnan(number) else (number - 4.0) / 2.5 for number in numbers]
+            flags = [float(math.isnan(number)) for number in numbers]
+            x = x + model.number_input.linear.weight @ torch.tensor(standardised_numbers + flags)
         return x[None]
+
+    def numbers_of(position: int) -> list[float]:
+        times = one_row["event_times"]
+        gap = math.log1p(times[position] - times[position - 1]) if position else math.nan
+        return ([gap] if config.use_time_gaps else []) + one_row.get("features", [[]] * len(times))[position]
 
     def attend(states: list[torch.Tensor], memory: torch.Tensor | None) -> torch.Tensor:
         attention = model.attention
@@ -81,9 +94,10 @@ def step_by_step(model: NextEventModel, one_row: Row) -> tuple[torch.Tensor, tor
         states = []
         for position in range(begin - 1, end):
             if position < begin:
-                x = embed(0, 0, None)
+                x = embed(0, 0, None, [])
             else:
-                x = embed(one_row["tokens"][position], one_row["event_types"][position], one_row["values"][position])
+                event = (one_row[name][position] for name in ("tokens", "event_types", "values"))
+                x = embed(*event, numbers_of(position))
             for i, cell in enumerate(cells):
                 state[i] = cell(x, state[i]) if config.cell == "lstm" else (cell(x, state[i][0]),) * 2
                 x = state[i][0]
@@ -122,11 +136,67 @@ def test_packed_model_equals_its_equations_step_by_step(
     torch.testing.assert_close(memory_BM, torch.cat([memory for _, _, memory in singly]))
 
 
+@pytest.mark.parametrize("use_time_gaps", [True, False])
+@pytest.mark.parametrize("num_features", [0, 2])
+def test_time_gaps_and_features_enter_each_step_as_the_equations_say(use_time_gaps: bool, num_features: int) -> None:
+    names = ["quantity", "price"][:num_features]
+    model = small_model(use_time_gaps=use_time_gaps, features=names)
+    rows = random_rows(9, NUM_TOKENS, NUM_EVENT_TYPES, seed=6)
+    if num_features:
+        rows = with_features(rows, num_features, seed=7)
+    with torch.no_grad():
+        contexts_WD, _ = model.forward_states(batch_of(rows))
+        expected = torch.cat([step_by_step(model, r)[0][r["first_target"] :] for r in rows])
+    torch.testing.assert_close(contexts_WD, expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), cut=st.integers(0, 10**6))
+def test_the_next_step_of_a_prefix_is_the_same_position_of_the_whole_history(seed: int, cut: int) -> None:
+    model = small_model(features=["quantity"])
+    (whole,) = with_features(random_rows(1, NUM_TOKENS, NUM_EVENT_TYPES, seed, max_sessions=4), 1, seed)
+    position = 1 + cut % len(whole["tokens"])
+    begins = torch.tensor([position in whole["session_starts"]])
+    if position == len(whole["tokens"]):
+        # A further event, whatever it is and whenever it comes, must not show in what foretells it.
+        whole = {**prefix(whole, position), "session_starts": whole["session_starts"]}
+        for name, further in (("tokens", 7), ("event_types", 3), ("values", 1e6), ("features", [1e6])):
+            whole[name] = [*whole[name], further]
+        whole["event_times"] = [*whole["event_times"], whole["event_times"][-1] + 10**8]
+    with torch.no_grad():
+        before = model.next_step(batch_of([prefix(whole, position)]), begins)
+    torch.testing.assert_close(before, context_of_positions(model, whole)[position - 1 : position])
+
+
+def test_the_gap_before_an_event_is_seen_only_after_that_event() -> None:
+    model = small_model(memory_size=0)
+    soon, late = row([[2, 3, 4]]), row([[2, 3, 4]])
+    late["event_times"][1:] = [time + 5_000 for time in late["event_times"][1:]]
+    difference = (context_of_positions(model, soon) - context_of_positions(model, late)).abs().amax(dim=1)
+    assert difference[0] == 0
+    assert difference[1] > 1e-4
+
+
+def test_log_gaps_are_of_the_same_row_and_never_negative() -> None:
+    overlapping = row([[2, 3, 4, 5]])
+    overlapping["event_times"] = [100, 100, 199, 150]
+    gaps = batch_of([row([[6]]), overlapping]).log_gaps()
+    # log(1 + 0), log(1 + 99) and, where time steps back, log(1 + 0)
+    np.testing.assert_allclose(gaps, [np.nan, np.nan, 0.0, 4.60517, 0.0], rtol=1e-6)
+
+
+def test_features_of_another_number_than_the_model_takes_are_refused() -> None:
+    model = small_model(features=["quantity", "price"])
+    with pytest.raises(ValueError, match=r"features holds 1 numbers an event where the model takes 2"):
+        model.forward_states(batch_of(with_features([row([[2, 3]])], 1, seed=1)))
+
+
 def test_elman_cell_equals_numbers_worked_by_hand() -> None:
     # One unit of everything: x = 0.5 for item 2, the begin-of-session input is 1. W_xh = 2, W_hh = -1, b_h = 0.25 + 0.25.
     # h_0 = tanh(2*1 - 1*0 + 0.5) = tanh(2.5); h_1 = tanh(2*0.5 - tanh(2.5) + 0.5) = tanh(1.5 - 0.986614) = 0.472579
     sizes = {"embedding_size": 1, "hidden_size": 1, "memory_size": 0, "dense_size": 0}
-    model = small_model(3, cell="rnn", attention="none", use_event_types=False, use_values=False, **sizes)
+    nothing_else = {"use_event_types": False, "use_values": False, "use_time_gaps": False}
+    model = small_model(3, cell="rnn", attention="none", **sizes, **nothing_else)
     with torch.no_grad():
         model.item_embedding.weight[:] = torch.tensor([[1.0], [0.0], [0.5]])
         model.cell.weight_ih_l0.fill_(2.0)
@@ -265,7 +335,7 @@ def test_summary_counts_every_parameter_once() -> None:
     model = small_model()
     total = sum(p.numel() for p in model.parameters())
     by_hand = (
-        12 * 5 + 4 * 5 + 2 * 5  # items, event types, values
+        12 * 5 + 4 * 5 + 2 * 5 + 2 * 5  # items, event types, values, time gaps
         + 3 * 6 * (5 + 6 + 2)  # GRU
         + 4 + 3 * 4 * (6 + 2 + 4 + 2) + (4 + 1) * 6  # memory: newcomer, fold, start
         + 2 * 36 + 2 * (4 + 1) * 6  # attention: query and key, memory's key and value

@@ -26,17 +26,29 @@ SEQUENCES_SCHEMA = pa.schema(
         ("session_starts", pa.list_(pa.int32())),
         ("event_times", pa.list_(pa.int64())),
         ("first_target", pa.int32()),
+        ("features", pa.list_(pa.float32())),
+        ("outcome_places", pa.list_(pa.int32())),
+        ("outcome_elapsed_seconds", pa.list_(pa.int64())),
+        ("outcome_labels", pa.list_(pa.float32())),
     ]
 )
 SMALL_MODEL = ModelConfig(embedding_size=8, hidden_size=16, dense_size=16, memory_size=8, dropout=0.0)
 
 
 def table_of(rows: list[Row]) -> pa.Table:
-    """The rows as Spark would store them: a missing value is a null inside the list."""
+    """The rows as Spark would store them: a missing number is a null inside the list, features stand event by event."""
+
+    def with_nulls(numbers: list[float]) -> list[float | None]:
+        return [None if np.isnan(number) else float(number) for number in numbers]
+
     records = [
         {
             **r,
-            "values": [None if np.isnan(v) else float(v) for v in r["values"]],
+            "values": with_nulls(r["values"]),
+            **{
+                name: with_nulls([x for numbers in r.get(name, []) for x in numbers])
+                for name in ("features", "outcome_labels")
+            },
             "sequence_id": f"s{i}",
             "user_id": f"u{i}",
         }

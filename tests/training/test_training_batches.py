@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from llm_spark.errors import DataError, UserError
 from llm_spark.reader import Snapshot
 from llm_spark.training.batches import ReaderSource, measure
 from llm_spark.training.distributed import Ranks
-from tests.model.histories import batch_of, random_rows, row
-from tests.training.sequences import small_job
+from tests.model.histories import batch_of, random_rows, row, with_features
+from tests.training.sequences import SMALL_MODEL, small_job
 
 ONE_RANK = Ranks(0, 1, torch.device("cpu"))
 
@@ -56,16 +57,43 @@ def test_statistics_count_targets_and_measure_values() -> None:
     rows = [row([[2, 3, 3], [5, 1]], first_target=2), row([[4, 4]])]
     for one_row, values in zip(rows, ([1.0, float("nan"), 4.0, 7.0, float("nan")], [2.0, float("inf")]), strict=True):
         one_row["values"] = values
-    measured = measure(iter([batch_of(rows[:1]), batch_of(rows[1:])]), 7, ONE_RANK)
+    measured = measure(iter([batch_of(rows[:1]), batch_of(rows[1:])]), 7, ONE_RANK, SMALL_MODEL)
     # targets: 3, 5, 1 of the first row, 4 of the second
     assert measured.target_counts_V.tolist() == [0, 1, 0, 1, 1, 1, 0]
     assert measured.value_mean == pytest.approx(statistics.mean([1, 4, 7, 2]))
     assert measured.value_std == pytest.approx(statistics.pstdev([1, 4, 7, 2]))
 
 
+def test_statistics_of_gaps_and_features_leave_missing_ones_out() -> None:
+    rows = with_features([row([[2, 3, 4]]), row([[5, 6]])], 1, seed=1)
+    for one_row, times, numbers in zip(
+        rows, ([0, 9, 108], [50, 57]), ([[3.0], [math.nan], [5.0]], [[10.0], [math.inf]]), strict=True
+    ):
+        one_row["event_times"], one_row["features"] = times, numbers
+    config = dataclasses.replace(SMALL_MODEL, features=["quantity"])
+    measured = measure(iter([batch_of(rows[:1]), batch_of(rows[1:])]), 7, ONE_RANK, config)
+    gaps, quantities = [math.log(10), math.log(100), math.log(8)], [3, 5, 10]
+    assert measured.number_mean_K.tolist() == pytest.approx([statistics.mean(gaps), statistics.mean(quantities)])
+    assert measured.number_std_K.tolist() == pytest.approx([statistics.pstdev(gaps), statistics.pstdev(quantities)])
+
+
+def test_features_arrive_with_their_events(tmp_path: Path) -> None:
+    rows = with_features(random_rows(20, 12, 4, seed=1), 2, seed=2)
+    job = small_job(tmp_path, rows, [], model_config=dataclasses.replace(SMALL_MODEL, features=["quantity", "price"]))
+    found, expected = {}, {}
+    for batch in ReaderSource(job, ONE_RANK).training(epoch=0):
+        for begin, end in zip(batch.row_offsets[:-1].tolist(), batch.row_offsets[1:].tolist(), strict=True):
+            found[tuple(batch.tokens_N[begin:end].tolist())] = batch.features_NF[begin:end].numpy()
+    for one_row in rows:
+        expected[tuple(int(token) for token in one_row["tokens"])] = np.array(one_row["features"], dtype=np.float32)
+    assert found.keys() == expected.keys()
+    for tokens, numbers in expected.items():
+        np.testing.assert_array_equal(found[tokens], numbers)
+
+
 def test_equal_or_absent_values_are_standardised_by_one() -> None:
-    assert measure(iter([batch_of([row([[2, 3]])])]), 5, ONE_RANK).value_std == 1.0
-    assert measure(iter([batch_of([row([[2, 3]], value=4.0)])]), 5, ONE_RANK).value_std == 1.0
+    assert measure(iter([batch_of([row([[2, 3]])])]), 5, ONE_RANK, SMALL_MODEL).value_std == 1.0
+    assert measure(iter([batch_of([row([[2, 3]], value=4.0)])]), 5, ONE_RANK, SMALL_MODEL).value_std == 1.0
 
 
 @pytest.mark.parametrize(
@@ -79,7 +107,7 @@ def test_equal_or_absent_values_are_standardised_by_one() -> None:
 )
 def test_nothing_to_learn_is_said_in_one_line(rows: list, num_tokens: int, complaint: str) -> None:
     with pytest.raises(UserError, match=f"nothing to learn: .*{complaint}") as error:
-        measure(iter([batch_of(rows)]), num_tokens, ONE_RANK)
+        measure(iter([batch_of(rows)]), num_tokens, ONE_RANK, SMALL_MODEL)
     assert "\n" not in str(error.value)
 
 

@@ -21,11 +21,12 @@ SCHEMA = pa.schema(
         ("event_types", pa.list_(pa.string())),
         ("event_times", pa.list_(pa.timestamp("us", tz="UTC"))),
         ("event_values", pa.list_(pa.float64())),
+        ("event_features", pa.list_(pa.list_(pa.float64()))),
     ]
 )
 
 
-def batch_of(sessions: list[list[Event]]) -> pa.RecordBatch:
+def batch_of(sessions: list[list[Event]], with_features: bool = False) -> pa.RecordBatch:
     """Times are 0, 1, 2 ... in each session; every other value is missing."""
     rows = [
         {
@@ -37,6 +38,7 @@ def batch_of(sessions: list[list[Event]]) -> pa.RecordBatch:
             "event_types": [kind for _, kind in events],
             "event_times": list(range(len(events))),
             "event_values": [None if place % 2 else float(place) for place in range(len(events))],
+            "event_features": [[float(place), None] for place in range(len(events))] if with_features else None,
         }
         for number, events in enumerate(sessions)
     ]
@@ -53,6 +55,14 @@ def test_the_first_of_equal_neighbours_is_kept_and_the_others_are_counted() -> N
     assert [time.microsecond for time in row["event_times"]] == [0, 2, 3]
     assert row["event_values"] == [0.0, 2.0, None]
     assert (row["num_events"], row["num_collapsed"]) == (3, 1)
+
+
+def test_features_stay_with_their_events_and_null_without_any() -> None:
+    sessions = [[("a", "view"), ("a", "view"), ("b", "view")]]
+    (row,) = collapsed(batch_of(sessions, with_features=True)).to_pylist()
+    assert row["event_features"] == [[0.0, None], [2.0, None]]
+    (row,) = collapsed(batch_of(sessions)).to_pylist()
+    assert row["event_features"] is None
 
 
 def test_the_session_still_ends_with_its_last_event_though_it_was_collapsed() -> None:

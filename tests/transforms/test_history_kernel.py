@@ -22,6 +22,7 @@ from llm_spark.transforms.history_kernel import (
     latest_spans,
     split_spans,
 )
+from llm_spark.transforms.outcome_kernel import OutcomeRule, OutcomeRules
 
 Session = tuple[str, list[int]]  # user, event times in seconds
 
@@ -149,6 +150,32 @@ def test_the_latest_history_keeps_the_newest_tokens_and_marks_where_sessions_beg
     made = history_batches(batches_of([("u", [1, 2, 3]), ("u", [11, 12])], []), latest_spans(4))
     (row,) = [row for batch in made for row in batch.to_pylist()]
     assert (row["tokens"], row["session_starts"]) == ([3, 4, 5, 6], [0, 2])
+
+
+def test_features_of_each_rows_events_stand_one_event_after_the_other() -> None:
+    steps = pa.Table.from_batches(batches_of([("u", list(range(4))), ("v", [1, 2])], []))
+    numbers = [[place, None if place % 2 else 0.5] for place in range(6)]
+    steps = steps.append_column("features", pa.array(numbers, pa.list_(pa.float32())))
+    chosen = split_spans(rules(100, 200, max_tokens=3, burn_in=1))
+    rows = [row for made in history_batches(steps.to_batches(), chosen) for row in made.to_pylist()]
+    assert [row["features"] for row in rows] == [
+        [0, 0.5, 1, None, 2, 0.5],
+        [1, None, 2, 0.5, 3, None],
+        [4, 0.5, 5, None],
+    ]
+
+
+def test_rows_carry_the_labels_of_what_they_predict_and_know_what_later_rows_hold() -> None:
+    asked = OutcomeRules((OutcomeRule(None, 3_000_000),), (90 * 1_000_000, 0, 0))
+    steps = batches_of([("u", [0, 2, 10, 12, 30])], [])
+    made = history_batches(steps, split_spans(rules(100, 200, max_tokens=3, burn_in=1)), outcomes=asked)
+    rows = [row for batch in made for row in batch.to_pylist()]
+    # After 2 s and 10 s of the first row, the 12 s of the second; of the first event of all nothing is asked.
+    assert [(row["outcome_places"], row["outcome_labels"]) for row in rows] == [
+        ([1, 2], [0, 1]),
+        ([1, 2], [0, 0]),
+    ]
+    assert [row["outcome_elapsed_seconds"] for row in rows] == [[0, 0], [0, 0]]
 
 
 def test_spans_of_an_empty_split_are_none() -> None:

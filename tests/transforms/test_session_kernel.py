@@ -73,6 +73,15 @@ def brute_force(events: list[Event], rules: SessionRules) -> list[list[str]]:
     return [[f"i{place}" for place, _ in session] for session in sessions]
 
 
+def test_features_go_with_their_events_through_batches_and_sessions() -> None:
+    events = [("u", None, 0), ("u", None, 5), ("u", None, 100), ("v", None, 0)]
+    features = pa.array([[1.0, None], [2.0, 2.5], [3.0, None], [None, 4.0]], pa.list_(pa.float64()))
+    table = pa.Table.from_batches(batches_of(events, [])).append_column("features", features)
+    pieces = [table.slice(start, 1).combine_chunks().to_batches()[0] for start in range(4)]
+    rows = [row for made in sessionize_batches(pieces, by_gap(10)) for row in made.to_pylist()]
+    assert [row["event_features"] for row in rows] == [[[1.0, None], [2.0, 2.5]], [[3.0, None]], [[None, 4.0]]]
+
+
 def by_gap(gap: int, length: int = 10**6, events: int = 10**6) -> SessionRules:
     return SessionRules(gap, length, events, by_key=False)
 

@@ -1,0 +1,61 @@
+"""The outcome kernel: for every user the chance of each configured event within its days, or the amount.
+
+As the kernels beside it, for Spark's `mapInArrow`:
+
+    histories.mapInArrow(functools.partial(foretell, artifact_path=path, batch_rows=256), FORETELL_DDL)
+
+Shape suffixes: B rows, O outcomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from llm_spark.errors import UserError
+from llm_spark.model.history import HistoryBatch
+from llm_spark.scoring.histories import history_batch, like_shaped_slices
+from llm_spark.scoring.kernels import loaded_model
+
+FORETELL_DDL = "user_id string, outcome string, value float"
+
+_FORETELL_SCHEMA = pa.schema([("user_id", pa.string()), ("outcome", pa.string()), ("value", pa.float32())])
+
+
+def foretell(batches: Iterator[pa.RecordBatch], artifact_path: str, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    """One row for each user and outcome: a probability, or an amount in the unit of the values.
+
+    In: user_id, tokens, event_types, values, session_starts, event_times, and features where the model has any, one row a
+    user; and, where given, `asked_at` (epoch seconds): the days count from then on, and the user is known to have done
+    nothing since the last event of the row. Not given, they count from that event. Out (FORETELL_DDL): null for a user
+    without events. Raises UserError when the model foretells no outcome.
+    """
+    model = loaded_model(artifact_path).model
+    names = [outcome.name for outcome in model.config.outcomes]
+    if not names:
+        raise UserError(f"the model at '{artifact_path}' foretells no outcome: give model.outcomes and train it again")
+    for batch in batches:
+        for rows in like_shaped_slices(batch, batch_rows):
+            histories = history_batch(rows, len(model.config.features))
+            with torch.inference_mode():
+                values_BO = model.outcomes(histories, _elapsed(rows, histories)).numpy()
+            users = rows.column("user_id").take(pa.array(np.repeat(np.arange(rows.num_rows), len(names))))
+            outcomes = pa.array(names * rows.num_rows, pa.string())
+            values = pa.array(values_BO.ravel(), pa.float32(), mask=np.isnan(values_BO.ravel()))
+            yield pa.RecordBatch.from_arrays([users, outcomes, values], schema=_FORETELL_SCHEMA)
+
+
+def _elapsed(rows: pa.RecordBatch, histories: HistoryBatch) -> torch.Tensor:
+    """Seconds [B] from each row's latest event to when it is asked about."""
+    if "asked_at" not in rows.schema.names:
+        return torch.zeros(rows.num_rows)
+    asked_B = rows.column("asked_at").to_numpy(zero_copy_only=False).astype(np.int64)
+    times_N, offsets = histories.event_times_N.numpy(), histories.row_offsets.numpy()
+    filled_B = np.diff(offsets) > 0
+    latest_B = asked_B.copy()
+    if filled_B.any():
+        latest_B[filled_B] = np.maximum.reduceat(times_N, offsets[:-1][filled_B])
+    return torch.from_numpy(np.maximum(asked_B - latest_B, 0).astype(np.float32))

@@ -1,0 +1,235 @@
+"""Features and outcomes through every stage: what the tables hold against the raw log, and that stages agree on them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+from llm_spark import config as settings
+from llm_spark.config import Config
+from llm_spark.errors import DataError, UsageError
+from llm_spark.model.artifact import load_artifact
+from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.registry import champion
+from llm_spark.pipelines.stages import run_stage
+from llm_spark.schemas import PREDICTIONS, SEQUENCES, SESSIONS, TRAINING_METRICS
+from llm_spark.scoring import FORETELL_DDL, foretell
+from llm_spark.tables.warehouse import Warehouse
+
+SETTINGS = """
+warehouse: {folder}/warehouse
+ingest:
+  paths: ["{folder}/log.jsonl"]
+  format: jsonl
+  columns: {{user: user, item: item, time: at, type: type, value: price, attributes: {{quantity: quantity}}}}
+sessionize: {{num_buckets: 2}}
+sequences: {{train_until: 2025-02-01, validation_until: 2025-02-15, min_item_count: 1, max_tokens: 8, burn_in_tokens: 2}}
+model:
+  embedding_size: 8
+  hidden_size: 8
+  dense_size: 8
+  memory_size: 4
+  features: [quantity]
+  outcomes:
+    - {{name: returns, within_days: 5}}
+    - {{name: spend, event_types: [buy], within_days: 10, kind: amount}}
+train: {{num_epochs: 2, batch_rows: 8, device: cpu}}
+"""
+START = datetime(2025, 1, 1)
+TRAIN_UNTIL, VALIDATION_UNTIL = datetime(2025, 2, 1), datetime(2025, 2, 15)
+
+
+def log_of(num_users: int) -> list[dict[str, Any]]:
+    """Visits of one to three events, minutes apart, over two months; a third of the quantities are missing or no numbers."""
+    rng = np.random.default_rng(5)
+    lines = []
+    for user in range(num_users):
+        day = float(rng.uniform(0, 10))
+        while day < 60:
+            for minute in range(int(rng.integers(1, 4))):
+                is_buy = bool(rng.random() < 0.4)
+                lines.append(
+                    {
+                        "user": f"u{user:02}",
+                        "item": f"i{rng.integers(6)}",
+                        "at": (START + timedelta(minutes=round(day * 1440) + minute)).isoformat(),
+                        "type": "buy" if is_buy else "view",
+                        "price": float(rng.integers(1, 50)) if is_buy else None,
+                        "quantity": [str(int(rng.integers(1, 9))), "many", None][int(rng.integers(3))],
+                    }
+                )
+            day += float(rng.exponential(6)) + 0.2
+    return lines
+
+
+@dataclass(frozen=True)
+class Run:
+    warehouse: Warehouse
+    config_file: Path
+    log: list[dict[str, Any]]
+    accounts: dict[str, Account]
+
+    def config(self, *overrides: str) -> Config:
+        return settings.load(self.config_file, list(overrides), ("ingest",))
+
+    def events_of(self, user: str) -> list[dict[str, Any]]:
+        mine = [line | {"time": datetime.fromisoformat(line["at"])} for line in self.log if line["user"] == user]
+        return sorted(mine, key=lambda line: line["time"])
+
+
+@pytest.fixture(scope="module")
+def foretold(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("outcomes")
+    log = log_of(24)
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    file = folder / "settings.yaml"
+    file.write_text(SETTINGS.format(folder=folder))
+    config = settings.load(file, [], ("ingest",))
+    warehouse = Warehouse(spark, config.warehouse)
+    stages = ("ingest", "sessionize", "sequences", "train", "evaluate", "score")
+    accounts = {stage: run_stage(stage, warehouse, config) for stage in stages}
+    return Run(warehouse, file, log, accounts)
+
+
+def quantity(line: dict[str, Any]) -> float | None:
+    return float(line["quantity"]) if line["quantity"] not in (None, "many") else None
+
+
+def test_sessions_and_sequences_carry_the_numbers_of_the_log(foretold: Run) -> None:
+    for row in foretold.warehouse.read(SESSIONS).where("user_id in ('u03', 'u11')").collect():
+        lines = [e for e in foretold.events_of(row["user_id"]) if row["started_at"] <= e["time"] <= row["ended_at"]]
+        assert row["event_features"] == [[quantity(line)] for line in lines]
+    rows = foretold.warehouse.read(SEQUENCES).collect()
+    assert {row["split"] for row in rows} == {"train", "validation", "test"}
+    for row in rows:
+        by_time = {int(e["time"].replace(tzinfo=UTC).timestamp()): e for e in foretold.events_of(row["user_id"])}
+        assert row["features"] == [quantity(by_time[time]) for time in row["event_times"]]
+
+
+def test_labels_tell_what_the_log_holds_after_each_moment_and_none_looks_beyond_its_split(foretold: Run) -> None:
+    newest = max(datetime.fromisoformat(line["at"]) for line in foretold.log)
+    ends = {"train": TRAIN_UNTIL, "validation": VALIDATION_UNTIL, "test": newest}
+    num_labels = dict.fromkeys(ends, 0)
+    for row in foretold.warehouse.read(SEQUENCES).collect():
+        events, labels = foretold.events_of(row["user_id"]), row["outcome_labels"]
+        assert len(labels) == 2 * len(row["outcome_places"])
+        for index, (place, elapsed) in enumerate(
+            zip(row["outcome_places"], row["outcome_elapsed_seconds"], strict=True)
+        ):
+            assert place >= row["first_target"]
+            seconds = row["event_times"][place] + elapsed
+            asked = datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+            for label, days, is_amount in ((labels[2 * index], 5, False), (labels[2 * index + 1], 10, True)):
+                until = asked + timedelta(days=days)
+                if label is None:
+                    # Snapshots lie a moment before the whole second that they are noted with.
+                    assert until >= ends[row["split"]] - timedelta(seconds=1)
+                    continue
+                assert until < ends[row["split"]]
+                follow = [e for e in events if asked < e["time"] <= until and (e["type"] == "buy" or not is_amount)]
+                spent = sum(e["price"] for e in follow if e["price"] is not None) if is_amount else 0
+                assert label == pytest.approx(math.log1p(spent) if is_amount else float(bool(follow)), rel=1e-5)
+                num_labels[row["split"]] += 1
+    assert all(number > 20 for number in num_labels.values())
+    (line,) = [remark for remark in foretold.accounts["sequences"].remarks if "'returns'" in remark]
+    assert line.startswith("moments with a label of 'returns': train ")
+
+
+def test_training_measures_the_outcomes_and_the_artifact_keeps_them(foretold: Run) -> None:
+    names = {row["name"] for row in foretold.warehouse.read(TRAINING_METRICS).select("name").distinct().collect()}
+    assert {"validation_loss_returns", "validation_auc_returns", "validation_loss_spend"} <= names
+    model = champion(foretold.warehouse)
+    assert [outcome.name for outcome in model.config.outcomes] == ["returns", "spend"]
+    assert foretold.warehouse.read(PREDICTIONS).select("user_id").distinct().count() == 24
+
+
+def test_scoring_foretells_in_spark_what_the_model_foretells_of_each_sequence(foretold: Run) -> None:
+    path = champion(foretold.warehouse).path
+    test = foretold.warehouse.read(SEQUENCES).where("split = 'test'")
+    asked = test.withColumn("asked_at", F.element_at("event_times", -1) + F.lit(3 * 86_400))
+    columns = ["tokens", "event_types", "values", "session_starts", "event_times", "features", "asked_at"]
+    inputs = asked.select(F.col("sequence_id").alias("user_id"), *columns)
+    kernel = functools.partial(foretell, artifact_path=path, batch_rows=5)
+    found = {
+        (row["user_id"], row["outcome"]): row["value"] for row in inputs.mapInArrow(kernel, FORETELL_DDL).collect()
+    }
+    alone = {}
+    for batch in inputs.toArrow().to_batches():
+        for index in range(batch.num_rows):
+            for answer in foretell(iter([batch.slice(index, 1)]), path, 1):
+                alone |= {(row["user_id"], row["outcome"]): row["value"] for row in answer.to_pylist()}
+    assert found == pytest.approx(alone, rel=1e-4, abs=1e-5)
+    assert {name for _, name in found} == {"returns", "spend"}
+    assert all(0 < value < 1 for (_, name), value in found.items() if name == "returns")
+    assert all(value >= 0 for (_, name), value in found.items() if name == "spend")
+
+
+def test_the_same_settings_again_are_nothing_to_do_and_a_weight_touches_no_table(foretold: Run) -> None:
+    reweighed = foretold.config("model.outcomes=[{name: returns, within_days: 5, weight: 2}, "
+                                "{name: spend, event_types: [buy], within_days: 10, kind: amount}]")  # fmt: skip
+    for config in (foretold.config(), reweighed):
+        for stage in ("sessionize", "sequences"):
+            assert run_stage(stage, foretold.warehouse, config).nothing_to_do
+
+
+def test_stages_that_do_not_agree_on_features_or_outcomes_say_which_to_run(foretold: Run) -> None:
+    with pytest.raises(DataError, match=r"sessions carry quantity: .* run `llm-spark sessionize`"):
+        run_stage(
+            "sequences",
+            foretold.warehouse,
+            foretold.config("ingest.columns.attributes.size=s", "model.features=[size]"),
+        )
+    with pytest.raises(DataError, match=r"takes the features size and the sequences hold quantity"):
+        run_stage("train", foretold.warehouse, foretold.config("model.features=[size]"))
+    with pytest.raises(DataError, match=r"labels of model\.outcomes .* run `llm-spark sequences`"):
+        run_stage("train", foretold.warehouse, foretold.config("model.outcomes=[{name: returns, within_days: 6}]"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "complaint"),
+    [
+        (
+            "sessionize",
+            "model.features=[colour]",
+            r"'colour', which is none of ingest\.columns\.attributes \(quantity\)",
+        ),
+        (
+            "sequences",
+            "model.outcomes=[{name: x, event_types: [rent]}]",
+            r"'rent', of which training has none.*buy, view",
+        ),
+    ],
+)
+def test_a_feature_or_type_that_is_not_there_is_named(foretold: Run, stage: str, override: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        run_stage(stage, foretold.warehouse, foretold.config(override))
+
+
+def test_outcomes_are_refused_where_no_time_ends_training(foretold: Run) -> None:
+    file = foretold.config_file.parent / "left_out.yaml"
+    file.write_text(
+        foretold.config_file.read_text().replace(
+            "train_until: 2025-02-01, validation_until: 2025-02-15", "split: leave_last_session_out"
+        )
+    )
+    with pytest.raises(UsageError, match=r"give sequences\.split=time"):
+        run_stage("sequences", foretold.warehouse, settings.load(file, [], ("ingest",)))
+
+
+def test_the_artifact_of_the_run_foretells_as_much_as_it_was_taught(foretold: Run) -> None:
+    loaded = load_artifact(champion(foretold.warehouse).path)
+    assert loaded.model.config.features == ["quantity"]
+    assert loaded.model.number_input.mean_K.shape == (2,)
+    # Mean of the log gaps lies between those of a minute and of a month.
+    assert math.log(60) < float(loaded.model.number_input.mean_K[0]) < math.log(31 * 86_400)
+    assert 1 <= float(loaded.model.number_input.mean_K[1]) <= 8
