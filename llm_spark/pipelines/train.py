@@ -16,6 +16,7 @@ from llm_spark.errors import DataError, UserError
 from llm_spark.logs import log, progress
 from llm_spark.model.artifact import discard_artifact
 from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.initial_embedding import initial_embedding
 from llm_spark.pipelines.registry import promote, registered
 from llm_spark.reader import ReaderError, Snapshot
 from llm_spark.schemas import EVENT_TYPES, MODELS, SEQUENCES, TRAINING_METRICS, VOCABULARY, Table
@@ -47,7 +48,8 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
     training = _snapshot(warehouse, versions, "train")
     if not training.files:
         raise DataError("the sequences table has no training rows: bring more events, or move sequences.train_until")
-    with progress("train") as bar:
+    begin_at = initial_embedding(warehouse, versions[SEQUENCES.name], config.model, config.train.seed, model_id)
+    with begin_at as item_vectors, progress("train") as bar:
 
         def show(state: Progress) -> None:
             left = f"{state.seconds_left:.0f} s left"
@@ -72,6 +74,7 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
                 "splits": _splits(warehouse),
                 "values": (warehouse.origin(SEQUENCES) or {}).get("values"),
             },
+            initial_embedding=item_vectors,
             on_progress=show,
         )
         result = train_model(warehouse.spark, job)

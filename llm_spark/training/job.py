@@ -55,6 +55,8 @@ class TrainingJob:
     """Folder that the driver and all ranks see; this run's records live in a sub-folder, which is removed after success."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Vocabulary and table versions, kept in the artifact."""
+    initial_embedding: str | None = None
+    """File of item vectors to begin at, where all ranks see it; None for random ones."""
     on_progress: Callable[[Progress], None] | None = None
     """Called on the driver whenever there is news, a few times a second at most."""
 

@@ -14,6 +14,7 @@ import torch
 
 from llm_spark.errors import UserError
 from llm_spark.model.artifact import save_content
+from llm_spark.model.initial_embedding import begin_at_vectors
 from llm_spark.model.network import NextEventModel, summary
 from llm_spark.reader import ReaderError
 from llm_spark.training.batches import ReaderSource, measure
@@ -96,6 +97,8 @@ def train_rank(job: TrainingJob, ranks: Ranks, on_step: OnStep) -> dict[str, Any
     model = NextEventModel(
         job.model_config, job.num_tokens, job.num_event_types, statistics.value_mean, statistics.value_std
     ).to(ranks.device)
+    if job.initial_embedding is not None:
+        begin_at_vectors(model, job.initial_embedding)
     model.begin_at_popularity(statistics.target_counts_V)
     # All ranks begin with the same weights; what each drops out is its own.
     torch.manual_seed(config.seed + ranks.rank)
