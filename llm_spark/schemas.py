@@ -277,6 +277,21 @@ PREDICTIONS = Table(
         ("item_id", TEXT, "the item, as in events"),
         ("score", t.DoubleType(), "logit"),
         ("probability", t.DoubleType(), "softmax over the whole vocabulary"),
+        (
+            "reasons",
+            t.ArrayType(
+                _columns(
+                    ("item_id", TEXT, "an item of the user's past, as in events"),
+                    ("weight", t.DoubleType(), "what the user's events with it added to the score"),
+                )
+            ),
+            "the past items that raised the score most, strongest first; null where none were asked for (score.reasons, score.explained)",
+        ),
+        (
+            "memory_weight",
+            t.DoubleType(),
+            "what all sessions before the current one added to the score, through the long-term memory; null as reasons",
+        ),
         _MODEL_ID,
         ("scored_at", TIME, "when the run that wrote it began"),
         _RUN_ID,

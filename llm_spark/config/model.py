@@ -13,6 +13,9 @@ _WITHOUT_PART_IN_THE_WEIGHTS = frozenset(
     {"timeout_seconds", "reader_workers", "checkpoint_seconds", "keep_checkpoints", "track"}
 )
 
+MAX_REASONS = 20
+"""Each is one more join with the vocabulary, and more are read by nobody."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -20,6 +23,10 @@ class ModelConfig:
 
     embedding_size: int = 64
     """Numbers in an item's vector (E)."""
+    initial_embedding: str = "random"
+    """What the items' vectors begin at: random, or word2vec (skip-gram on the sessions of the training split, by Spark ML)."""
+    word2vec_size: int = 0
+    """Numbers in the Word2Vec vectors before PCA reduces them to embedding_size; 0 for embedding_size, without PCA."""
     cell: str = "gru"
     """rnn, lstm or gru."""
     hidden_size: int = 128
@@ -50,6 +57,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         one_of("model.cell", self.cell, ("rnn", "lstm", "gru"))
+        one_of("model.initial_embedding", self.initial_embedding, ("random", "word2vec"))
         one_of("model.attention", self.attention, ("dot", "additive", "none"))
         for name in ("embedding_size", "hidden_size", "num_layers"):
             require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "give a number above 0")
@@ -66,6 +74,9 @@ class ModelConfig:
         require(taught, "model.next_item_weight", self.next_item_weight, "give more than 0, or model.outcomes")
         twice = len(set(self.features)) < len(self.features)
         require(not twice, "model.features", self.features, "name each attribute once")
+        enough = self.word2vec_size == 0 or self.word2vec_size >= self.embedding_size
+        remedy = f"give 0, or at least model.embedding_size ({self.embedding_size})"
+        require(enough, "model.word2vec_size", self.word2vec_size, remedy)
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "give a share from 0 to below 1")
 
 
@@ -173,7 +184,13 @@ class ScoreConfig:
     """Users scored at a time in a Python worker; bounds its memory."""
     exclude_seen: bool = False
     """Leave out items that stand in the user's recent history."""
+    reasons: int = 0
+    """Past items named as the reasons for a recommended one; 0 for none. Not given unasked: scoring takes several times as long."""
+    explained: int = 1
+    """Of each user's list the first so many get reasons: the time that reasons take grows with it."""
 
     def __post_init__(self) -> None:
         require(self.k > 0, "score.k", self.k, "give a number above 0")
+        require(self.explained > 0, "score.explained", self.explained, "give a number above 0")
+        require(0 <= self.reasons <= MAX_REASONS, "score.reasons", self.reasons, f"give 0 to {MAX_REASONS}")
         require(self.batch_rows > 0, "score.batch_rows", self.batch_rows, "give a number above 0")

@@ -141,6 +141,18 @@ class NextEventModel(nn.Module):
         _, memory_SM = self._walk(batch, plan)
         return memory_SM[plan.wanted_slot_W]
 
+    def step_inputs(self, batch: HistoryBatch, plan: SessionPlan) -> Tensor:
+        """What the recurrent cell is fed [P, E]: a learned input where a session begins, and one vector an event."""
+        return self._inputs(batch, plan)
+
+    def contexts_of_inputs(self, inputs_PE: Tensor, plan: SessionPlan) -> Tensor:
+        """The context vectors [W, D] of the plan's wanted steps if the cell were fed these inputs instead."""
+        return self._contexts(*self._walk_inputs(inputs_PE, plan), plan)
+
+    def output_layer(self) -> tuple[Tensor, Tensor]:
+        """Weights [V, D] and biases [V] of the softmax."""
+        return self.head.weight, self.head.bias
+
     def logits(self, contexts_WD: Tensor) -> Tensor:
         """Scores [W, V] of all tokens; padding and unknown get -inf, for they are never predicted."""
         logits_WV = self.head(contexts_WD).float()
@@ -149,7 +161,9 @@ class NextEventModel(nn.Module):
 
     def _walk(self, batch: HistoryBatch, plan: SessionPlan) -> tuple[Tensor, Tensor]:
         """Hidden states of all packed steps [P, H], and the memory [S, M] that each session begins with."""
-        inputs_PE = self._inputs(batch, plan)
+        return self._walk_inputs(self._inputs(batch, plan), plan)
+
+    def _walk_inputs(self, inputs_PE: Tensor, plan: SessionPlan) -> tuple[Tensor, Tensor]:
         states, memories = [], []
         summary_SH = memory_SM = inputs_PE[:0]
         first_session = 0

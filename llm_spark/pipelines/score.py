@@ -17,6 +17,7 @@ from llm_spark.pipelines.registry import champion
 from llm_spark.schemas import EVENT_TYPES, PREDICTIONS, SESSIONS, VOCABULARY
 from llm_spark.scoring import RECOMMEND_DDL, recommend
 from llm_spark.tables.warehouse import Warehouse
+from llm_spark.transforms.reasons import with_reasons_named
 from llm_spark.transforms.sequences import latest_histories, tokenized_steps
 
 _MODEL_INPUTS = ("user_id", "tokens", "event_types", "values", "session_starts", "event_times", "session_open")
@@ -36,6 +37,8 @@ def score(warehouse: Warehouse, config: Config, account: Account) -> None:
         "sessions": warehouse.data_version(SESSIONS, sessions_version),
         "k": config.score.k,
         "exclude_seen": config.score.exclude_seen,
+        "reasons": config.score.reasons,
+        "explained": config.score.explained,
         "max_tokens": config.sequences.max_tokens,
         "gap_seconds": config.sessionize.gap_seconds,
         "one_session_a_user": _one_session_a_user(config),
@@ -60,11 +63,14 @@ def score(warehouse: Warehouse, config: Config, account: Account) -> None:
             k=config.score.k,
             batch_rows=config.score.batch_rows,
             exclude_seen=config.score.exclude_seen,
+            num_reasons=config.score.reasons,
+            num_explained=config.score.explained,
         )
         recommended = inputs.mapInArrow(kernel, RECOMMEND_DDL)
         # Every token that the model can recommend is in the vocabulary it was trained with.
         named = recommended.join(F.broadcast(vocabulary.select("token", "item_id")), "token", "inner")
-        stamped = named.withColumns(
+        explained = with_reasons_named(named, vocabulary, config.score.reasons)
+        stamped = explained.withColumns(
             {
                 "as_of_date": F.lit(as_of),
                 "model_id": F.lit(model.model_id),

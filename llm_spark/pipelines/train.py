@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from llm_spark.logs import log, progress
 from llm_spark.model.artifact import discard_artifact
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.features import require_features
+from llm_spark.pipelines.initial_embedding import initial_embedding
 from llm_spark.pipelines.outcomes import require_labels
 from llm_spark.pipelines.parent import Parent, choose_parent
 from llm_spark.pipelines.registry import champion_row, promote, registered
@@ -75,7 +77,12 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
     if not training.files:
         raise DataError("the sequences table has no training rows: bring more events, or move sequences.train_until")
     folder.note(versions, data_versions)
-    with progress("train") as bar:
+    begin_at = (
+        initial_embedding(warehouse, versions[SEQUENCES.name], config.model, config.train.seed, model_id)
+        if parent.path is None
+        else contextlib.nullcontext()
+    )
+    with begin_at as item_vectors, progress("train") as bar:
 
         def show(state: Progress) -> None:
             left = f"{state.seconds_left:.0f} s left"
@@ -103,6 +110,7 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
             },
             parent_path=parent.path,
             tracking_path=f"{warehouse.root}/tensorboard",
+            initial_embedding=item_vectors,
             on_progress=show,
         )
         result = train_model(warehouse.spark, job)

@@ -20,14 +20,19 @@ import torch
 
 from llm_spark.errors import UserError
 from llm_spark.model.artifact import LoadedModel, load_artifact, read_manifest
+from llm_spark.model.explain import explain
 from llm_spark.model.history import HistoryBatch
 from llm_spark.model.ranking import rank_targets, top_items
 from llm_spark.scoring.histories import history_batch, like_shaped_slices
+from llm_spark.scoring.reasons import REASONS_TYPE, no_reasons, reason_columns
 
 TARGET_RANKS_DDL = (
     "sequence_id string, user_id string, position int, session_position int, token int, rank int, log_prob float"
 )
-RECOMMEND_DDL = "user_id string, rank int, token int, score float, probability float"
+RECOMMEND_DDL = (
+    "user_id string, rank int, token int, score float, probability float, "
+    "reasons array<struct<token: int, weight: float>>, memory_weight float"
+)
 
 _TARGET_RANKS_SCHEMA = pa.schema(
     [
@@ -47,6 +52,8 @@ _RECOMMEND_SCHEMA = pa.schema(
         ("token", pa.int32()),
         ("score", pa.float32()),
         ("probability", pa.float32()),
+        ("reasons", REASONS_TYPE),
+        ("memory_weight", pa.float32()),
     ]
 )
 
@@ -87,7 +94,13 @@ def target_ranks(batches: Iterator[pa.RecordBatch], artifact_path: str, batch_ro
 
 
 def recommend(
-    batches: Iterator[pa.RecordBatch], artifact_path: str, k: int, batch_rows: int, exclude_seen: bool
+    batches: Iterator[pa.RecordBatch],
+    artifact_path: str,
+    k: int,
+    batch_rows: int,
+    exclude_seen: bool,
+    num_reasons: int = 0,
+    num_explained: int = 1,
 ) -> Iterator[pa.RecordBatch]:
     """Each user's k most probable next items, best first; fewer where fewer items are left.
 
@@ -96,7 +109,9 @@ def recommend(
     first item of the next visit, from the long-term memory; where true, or not given, the next item of the current
     session. Out (RECOMMEND_DDL): `score` is the logit, `probability` the softmax over all items. With
     `exclude_seen`, items of the row's history are left out of the list, and the probabilities of the others stay as
-    they are.
+    they are. `reasons` are the `num_reasons` past items that raised the score most, strongest first (model/explain.py),
+    `memory_weight` is what all sessions before the current one added to it together; both are given for the first
+    `num_explained` of each list, and null for the others and where `num_reasons` is 0.
     """
     model = loaded_model(artifact_path).model
     for batch in batches:
@@ -117,8 +132,15 @@ def recommend(
                     model.head.bias,
                     (row_of_token_N, histories.tokens_N) if exclude_seen else None,
                 )
-            listed = torch.isfinite(scores_BK).numpy()
+            listed_BK = torch.isfinite(scores_BK)
+            listed = listed_BK.numpy()
             row_of_item, place = listed.nonzero()
+            if num_reasons:
+                explained_tokens = tokens_BK[:, :num_explained].clone()
+                explanation = explain(model, histories, contexts_BD, explained_tokens, starts_session_B)
+                reasons = reason_columns(explanation, histories, model.num_tokens, num_reasons, listed_BK)
+            else:
+                reasons = no_reasons(len(row_of_item))
             yield pa.RecordBatch.from_arrays(
                 [
                     rows.column("user_id").take(pa.array(row_of_item)),
@@ -126,6 +148,7 @@ def recommend(
                     pa.array(tokens_BK.numpy()[listed], pa.int32()),
                     pa.array(scores_BK.numpy()[listed], pa.float32()),
                     pa.array(probabilities_BK.numpy()[listed], pa.float32()),
+                    *reasons,
                 ],
                 schema=_RECOMMEND_SCHEMA,
             )

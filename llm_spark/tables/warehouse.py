@@ -121,6 +121,7 @@ class Warehouse:
             .mode("overwrite")
             .option(*_WHOLE)
             .option("replaceWhere", predicate)
+            .option("mergeSchema", "true")  # a table that an earlier version made gets the columns that it lacks
         )
         with self._several_files_open():
             writer.option("userMetadata", json.dumps(origin, sort_keys=True)).save(self.path(table))

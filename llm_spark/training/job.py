@@ -63,6 +63,8 @@ class TrainingJob:
     """Folder in which TensorBoard's files of each model are, where those are asked for."""
     launch_id: str = ""
     """Given by the launcher: of several launches of one job only the last may write."""
+    initial_embedding: str | None = None
+    """File of item vectors to begin at, where all ranks see it; None for random ones."""
     on_progress: Callable[[Progress], None] | None = None
     """Called on the driver whenever there is news, a few times a second at most."""
 

@@ -14,6 +14,7 @@ import torch
 
 from llm_spark.errors import UserError
 from llm_spark.model.artifact import load_artifact, save_content
+from llm_spark.model.initial_embedding import begin_at_vectors
 from llm_spark.model.network import NextEventModel, summary
 from llm_spark.reader import ReaderError
 from llm_spark.tokens import FIRST_ITEM_TOKEN
@@ -105,6 +106,8 @@ def train_rank(job: TrainingJob, ranks: Ranks, on_step: OnStep) -> dict[str, Any
         model.number_input.standardise_by(statistics.number_mean_K, statistics.number_std_K)
     if model.outcome_head is not None:
         model.outcome_head.begin_at(statistics.label_mean_O, statistics.account_mean_A, statistics.account_std_A)
+    if job.initial_embedding is not None:
+        begin_at_vectors(model, job.initial_embedding)
     model.begin_at_popularity(statistics.target_counts_V)
     if job.parent_path is not None:
         take_over(model, load_artifact(job.parent_path).model, statistics.target_counts_V)

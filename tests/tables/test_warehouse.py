@@ -45,7 +45,7 @@ def test_an_append_repeated_under_its_id_lands_once(warehouse: Warehouse, spark:
 
 
 def predictions(spark: SparkSession, day: int, item: str, user: str = "u") -> DataFrame:
-    row = (date(2025, 1, day), user, 1, item, 0.5, 0.5, "m", datetime(2025, 1, 1), "r")
+    row = (date(2025, 1, day), user, 1, item, 0.5, 0.5, None, None, "m", datetime(2025, 1, 1), "r")
     return spark.createDataFrame([row], PREDICTIONS.schema)
 
 
@@ -63,6 +63,19 @@ def test_replacing_a_day_leaves_the_other_days_and_the_view_shows_the_newest(
     assert [(row[0], row[1].day, row[2]) for row in stored] == [("u", 1, "a"), ("u", 2, "c"), ("v", 1, "d")]
     current = sql(warehouse, "SELECT user_id, item_id FROM predictions_current ORDER BY ALL").collect()
     assert [tuple(row) for row in current] == [("u", "c"), ("v", "d")]
+
+
+def test_a_table_of_an_earlier_version_gets_the_columns_it_lacks_and_keeps_its_rows(
+    warehouse: Warehouse, spark: SparkSession
+) -> None:
+    new = predictions(spark, 2, "b")
+    earlier = predictions(spark, 1, "a").drop("reasons", "memory_weight")
+    earlier.write.format("delta").partitionBy("as_of_date").save(warehouse.path(PREDICTIONS))
+    warehouse.replace_where(PREDICTIONS, new, "as_of_date = DATE'2025-01-02'", {})
+    stored = warehouse.read(PREDICTIONS)
+    assert set(stored.columns) == set(PREDICTIONS.schema.names)
+    rows = stored.orderBy("as_of_date").select("item_id", "reasons").collect()
+    assert [tuple(row) for row in rows] == [("a", None), ("b", None)]
 
 
 def test_a_pinned_version_and_its_files_outlive_later_writes(warehouse: Warehouse, spark: SparkSession) -> None:

@@ -1,0 +1,311 @@
+"""The training loop against its rivals on the same rows: python -m tests.benchmarks.training [--quick] [--profile]
+
+Histories of simulated users in a Parquet table on disk; the default network without dropout, full softmax, batches of
+128 histories, one thread. In turns within one run:
+
+    ours           ReaderSource and Trainer as a rank of `llm-spark train` runs them, reader and all
+    in_memory      the same Trainer on the same batches, read before the clock starts
+    tutorial_loop  the same network and training with row dicts, a DataLoader, padding and full softmax (tutorial_loop.py)
+    plain_gru      no bar: a bare padded GRU over whole histories, with a fraction of our work a token
+    bf16           ours under bf16 autocast
+    one_rank       ours in a process of its own, and
+    two_ranks      in two processes of one thread each, over gloo
+
+The losses of all steps of ours and in_memory are compared to the bit; those of tutorial_loop, which begins with the same
+weights, to float tolerance; bf16 and two_ranks (whose batches are cut otherwise) by their last losses. Speed is tokens
+a second, the rival's steps being as many as fit into about the time of ours. A ratio is the median over turns of ours
+over the rival's; for bf16 of bf16 over fp32, for two_ranks of two ranks over one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pyarrow.parquet as pq
+import torch
+import torch.multiprocessing
+
+from llm_spark.config import ModelConfig, TrainConfig
+from llm_spark.model.history import HistoryBatch
+from llm_spark.model.network import NextEventModel
+from llm_spark.model.plan import SessionPlan
+from llm_spark.reader import Snapshot
+from llm_spark.simulation import SimulationConfig
+from llm_spark.training.batches import ReaderSource, TrainingStatistics, measure
+from llm_spark.training.distributed import Ranks, join_ranks
+from llm_spark.training.job import TrainingJob
+from llm_spark.training.loop import FitResult, Trainer, learning_rate
+from tests.benchmarks import tutorial_loop
+from tests.benchmarks.simulated_histories import simulated_histories
+
+BARS = {"in_memory": 0.95, "tutorial_loop": 3.0, "two_ranks": 1.6}
+GROUP_ROWS = 512
+TUTORIAL_LOSS_TOLERANCE = 1e-3
+LAST_LOSS_TOLERANCE = 0.03
+"""Relative, of the last steps' mean loss: bf16 rounds, and two ranks cut other batches."""
+NUM_LAST_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One contender's turn."""
+
+    tokens_per_second: float
+    losses: list[float]
+    """Mean loss of every step."""
+
+
+class InMemory:
+    """The batches of one epoch, read before."""
+
+    def __init__(self, batches: list[HistoryBatch]) -> None:
+        self._batches = batches
+
+    def num_steps(self, epoch: int) -> int:
+        return len(self._batches)
+
+    def training(self, epoch: int) -> Iterator[HistoryBatch]:
+        return iter(self._batches)
+
+    def validation(self) -> Iterator[HistoryBatch]:
+        return iter(())
+
+
+def write_job(folder: Path, num_users: int, num_items: int) -> TrainingJob:
+    """The simulated users' training rows in Parquet, and a job of one epoch over them."""
+    histories = simulated_histories(
+        SimulationConfig(num_users=num_users, num_items=num_items, items_per_intent=num_items * 3 // 20)
+    )
+    file = folder / "sequences.parquet"
+    pq.write_table(histories.training, file, row_group_size=GROUP_ROWS)
+    return TrainingJob(
+        model_config=ModelConfig(dropout=0.0),
+        train_config=TrainConfig(num_epochs=1.0, device="cpu"),
+        training=Snapshot((str(file),)),
+        validation=Snapshot(()),
+        num_tokens=histories.num_tokens,
+        num_event_types=histories.num_event_types,
+        artifact_path=str(folder / "model"),
+        work_dir=str(folder / "work"),
+    )
+
+
+def new_model(job: TrainingJob, statistics_of_training: TrainingStatistics) -> NextEventModel:
+    torch.manual_seed(job.train_config.seed)
+    of_values = (statistics_of_training.value_mean, statistics_of_training.value_std)
+    model = NextEventModel(job.model_config, job.num_tokens, job.num_event_types, *of_values)
+    model.begin_at_popularity(statistics_of_training.target_counts_V)
+    return model
+
+
+def timed_fit(trainer: Trainer) -> Turn:
+    start = time.perf_counter()
+    result: FitResult = trainer.fit()
+    return Turn(result.num_tokens / (time.perf_counter() - start), result.losses)
+
+
+class Contenders:
+    """Everyone's turn on the same job."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        self.job = job
+        self.ranks = Ranks(0, 1, torch.device("cpu"))
+        self.source = ReaderSource(job, self.ranks)
+        self.statistics = measure(self.source.statistics_pass(), job.num_tokens, self.ranks)
+        self.batches = list(self.source.training(0))
+        self._rows = self._rows_by_batch()
+        self.num_tutorial_steps = len(self.batches)
+
+    def _rows_by_batch(self) -> list[list[tutorial_loop.Row]]:
+        """The rows of each of our batches as dicts: the tutorial learns from the same batches, so that losses compare."""
+        (file,) = self.job.training.files
+        by_content = {(tuple(row["tokens"]), tuple(row["event_times"])): row for row in pq.read_table(file).to_pylist()}
+        rows = []
+        for batch in self.batches:
+            spans = zip(batch.row_offsets[:-1].tolist(), batch.row_offsets[1:].tolist(), strict=True)
+            tokens, times = batch.tokens_N.tolist(), batch.event_times_N.tolist()
+            rows.append([by_content[tuple(tokens[a:b]), tuple(times[a:b])] for a, b in spans])
+        return rows
+
+    def ours(self) -> Turn:
+        return timed_fit(self.trainer(self.job.train_config, self.source))
+
+    def in_memory(self) -> Turn:
+        return timed_fit(self.trainer(self.job.train_config, InMemory(self.batches)))
+
+    def bf16(self) -> Turn:
+        return timed_fit(self.trainer(replace(self.job.train_config, precision="bf16"), self.source))
+
+    def tutorial_loop(self) -> Turn:
+        model = tutorial_loop.TutorialModel.like(new_model(self.job, self.statistics), self.job.model_config)
+        return self._tutorial(model, tutorial_loop.collate_sessions)
+
+    def plain_gru(self) -> Turn:
+        torch.manual_seed(self.job.train_config.seed)
+        model = tutorial_loop.PlainGru(self.job.model_config, self.job.num_tokens)
+        return self._tutorial(model, tutorial_loop.collate_histories)
+
+    def one_rank(self) -> Turn:
+        return in_processes(self.job, 1)
+
+    def two_ranks(self) -> Turn:
+        return in_processes(self.job, 2)
+
+    def trainer(self, config: TrainConfig, source: ReaderSource | InMemory) -> Trainer:
+        model = new_model(self.job, self.statistics)
+        return Trainer(model, config, source, self.ranks, self.statistics.target_counts_V)
+
+    def _tutorial(self, model: torch.nn.Module, collate: object) -> Turn:
+        config = self.job.train_config
+        rows = [row for batch in self._rows[: self.num_tutorial_steps] for row in batch]
+        loader = torch.utils.data.DataLoader(rows, config.batch_rows, collate_fn=collate)  # type: ignore[arg-type]
+        start = time.perf_counter()
+        losses = tutorial_loop.train(
+            model, loader, lambda step: learning_rate(step, len(self.batches), config), config.clip_norm
+        )
+        num_tokens = sum(batch.num_tokens for batch in self.batches[: self.num_tutorial_steps])
+        return Turn(num_tokens / (time.perf_counter() - start), losses)
+
+
+def in_processes(job: TrainingJob, world_size: int) -> Turn:
+    """The job on `world_size` new processes of one thread each; starting them is not timed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_rank, (job, world_size, port, folder), world_size)
+        turns = [Turn(**json.loads((Path(folder) / f"{rank}.json").read_text())) for rank in range(world_size)]
+    if any(turn.losses != turns[0].losses for turn in turns):
+        raise AssertionError("the ranks of one run tell different losses")
+    return turns[0]
+
+
+def _rank(rank: int, job: TrainingJob, world_size: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    sizes = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    os.environ |= {name: str(value) for name, value in sizes.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with join_ranks("cpu", 600, lambda waiting: None) as ranks:
+        source = ReaderSource(job, ranks)
+        of_training = measure(source.statistics_pass(), job.num_tokens, ranks)
+        trainer = Trainer(new_model(job, of_training), job.train_config, source, ranks, of_training.target_counts_V)
+        ranks.sum_over_ranks(torch.zeros(1))
+        turn = timed_fit(trainer)
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(vars(turn)))
+
+
+def check_losses(turns: dict[str, Turn]) -> None:
+    """Contenders that should learn alike have. Raises AssertionError."""
+    ours = turns["ours"].losses
+    if turns["in_memory"].losses != ours:
+        raise AssertionError("the same batches from memory give other losses")
+    theirs = turns["tutorial_loop"].losses
+    furthest = max(abs(a - b) / b for a, b in zip(theirs, ours, strict=False))
+    print(f"tutorial_loop's losses are ours within {furthest:.1e} (relative) over {len(theirs)} steps")
+    if furthest > TUTORIAL_LOSS_TOLERANCE:
+        raise AssertionError(f"the tutorial's losses differ by {furthest}: {theirs[:3]} and {ours[:3]}")
+
+    def last(name: str) -> float:
+        return statistics.mean(turns[name].losses[-NUM_LAST_STEPS:])
+
+    for name in ("bf16", "one_rank", "two_ranks"):
+        print(f"{name}: last losses {last(name):.4f}, ours {last('ours'):.4f}")
+        if abs(last(name) / last("ours") - 1) > LAST_LOSS_TOLERANCE:
+            raise AssertionError(f"{name} ends at loss {last(name)} and ours at {last('ours')}")
+
+
+def profile(contenders: Contenders) -> None:
+    """Where the CPU time of ours goes: by part of a step, then by operator."""
+    spent: dict[str, float] = {}
+
+    def clocked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.thread_time()
+            result = function(*args, **kwargs)
+            spent[name] = spent.get(name, 0.0) + time.thread_time() - start
+            return result
+
+        return timed
+
+    trainer = contenders.trainer(contenders.job.train_config, contenders.source)
+    model = trainer.model
+    parts = [
+        (SessionPlan, "for_targets", "plan the walk"),
+        (model, "_inputs", "inputs (embedding)"),
+        (model, "_run_cell", "recurrent cell, forward"),
+        (model.memory_cell, "fold", "memory, forward"),
+        (model.attention, "forward", "attention, forward"),
+        (trainer, "_loss", "softmax and its gradient"),
+        (torch.Tensor, "backward", "backward of all before the softmax"),
+        (trainer._optimizer, "step", "optimizer"),
+    ]
+    with contextlib.ExitStack() as stack:
+        for owner, method, name in parts:
+            stack.enter_context(mock.patch.object(owner, method, clocked(name, getattr(owner, method))))
+        main_thread, process = time.thread_time(), time.process_time()
+        trainer.fit()
+        main_thread, process = time.thread_time() - main_thread, time.process_time() - process
+    rest = main_thread - sum(spent.values())
+    for name, seconds in [*spent.items(), ("the rest", rest), ("reader's threads", process - main_thread)]:
+        print(f"{name:<36}{seconds:>8.2f} s{seconds / process:>8.1%}")
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        contenders.ours()
+    print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=45))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer users and turns; for development")
+    parser.add_argument("--profile", action="store_true", help="print where the time of ours goes, and nothing else")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    num_users, num_items, num_turns = (2_000, 1_000, 2) if arguments.quick else (6_000, 5_000, 5)
+    names = ("ours", "in_memory", "tutorial_loop", "plain_gru", "bf16", "one_rank", "two_ranks")
+    with tempfile.TemporaryDirectory() as folder:
+        contenders = Contenders(write_job(Path(folder), num_users, num_items))
+        if arguments.profile:
+            profile(contenders)
+            return
+        contenders.num_tutorial_steps = max(2, len(contenders.batches) // 10)
+        turns: list[dict[str, Turn]] = []
+        for number in range(num_turns):
+            order = names if number % 2 == 0 else names[::-1]
+            turns.append({name: getattr(contenders, name)() for name in order})
+            print(f"turn {number + 1} of {num_turns} done", flush=True)
+    check_losses(turns[0])
+    speeds = {name: [turn[name].tokens_per_second for turn in turns] for name in names}
+    over = {
+        "in_memory": ("ours", "in_memory"),
+        "tutorial_loop": ("ours", "tutorial_loop"),
+        "plain_gru": ("ours", "plain_gru"),
+        "bf16": ("bf16", "ours"),
+        "two_ranks": ("two_ranks", "one_rank"),
+    }
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(speeds[top], speeds[bottom], strict=True))
+        for name, (top, bottom) in over.items()
+    }
+    print(f"\n{'contender':<16}{'tokens/s':>10}  {'ratio':>6}  {'bar':>6}")
+    for name in names:
+        ratio = f"{ratios[name]:.2f}" if name in ratios else ""
+        bar = f"{BARS[name]:.2f}" if name in BARS else ""
+        print(f"{name:<16}{statistics.median(speeds[name]):>10,.0f}  {ratio:>6}  {bar:>6}")
+    rounded = {name: round(ratio, 3) for name, ratio in ratios.items()}
+    print(json.dumps({"benchmark": "training", "ratios": rounded, "bars": BARS}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_spark.config import ModelConfig, TrainConfig
+from llm_spark.model.explain import Explanation, explain
+from llm_spark.model.history import HistoryBatch
+from llm_spark.model.network import NextEventModel
+from llm_spark.model.plan import SessionPlan
+from llm_spark.training.distributed import Ranks
+from llm_spark.training.loop import Trainer
+from tests.model.histories import Row, batch_of, random_rows, row
+from tests.model.test_network import NUM_EVENT_TYPES, NUM_TOKENS, small_model
+from tests.training.sequences import SMALL_MODEL, InMemory
+
+ALL_ITEMS = list(range(2, NUM_TOKENS))
+
+
+def explained(
+    model: NextEventModel, rows: list[Row], closed: list[bool] | None = None, num_points: int = 4
+) -> Explanation:
+    """The scores of all items, explained."""
+    tokens_BK = torch.tensor(ALL_ITEMS).expand(len(rows), -1)
+    starts = torch.tensor(closed, dtype=torch.bool) if closed is not None else None
+    batch = batch_of(rows)
+    with torch.inference_mode():
+        contexts_BD = model.next_step(batch, starts)
+    return explain(model, batch, contexts_BD, tokens_BK, starts, num_points)
+
+
+def weights_of_rows(found: Explanation, rows: list[Row]) -> list[torch.Tensor]:
+    return list(found.weight_NK.split([len(one_row["tokens"]) for one_row in rows]))
+
+
+def scores(model: NextEventModel, rows: list[Row], closed: list[bool] | None = None) -> torch.Tensor:
+    """The items' logits less their mean."""
+    starts = torch.tensor(closed, dtype=torch.bool) if closed is not None else None
+    with torch.no_grad():
+        logits = model.logits(model.next_step(batch_of(rows), starts))[:, 2:]
+    return logits - logits.mean(dim=1, keepdim=True)
+
+
+def planned(one_row: Row) -> tuple[HistoryBatch, SessionPlan]:
+    batch = batch_of([one_row])
+    return batch, SessionPlan.for_next_step(batch)
+
+
+def faded(model: NextEventModel, share_of_token: dict[int, float]) -> NextEventModel:
+    """The model with these items' vectors shrunk to a share of themselves."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for token, share in share_of_token.items():
+            other.item_embedding.weight[token] *= share
+    return other
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    num_points=st.integers(1, 5),
+    cell=st.sampled_from(["rnn", "lstm", "gru"]),
+    attention=st.sampled_from(["none", "dot", "additive"]),
+    memory_size=st.sampled_from([0, 4]),
+)
+def test_baseline_and_weights_sum_to_the_score(
+    seed: int, num_points: int, cell: str, attention: str, memory_size: int
+) -> None:
+    model = small_model(cell=cell, attention=attention, memory_size=memory_size)
+    rows = random_rows(5, NUM_TOKENS, NUM_EVENT_TYPES, seed)
+    closed = [bool((seed >> place) & 1) for place in range(5)]
+    found = explained(model, rows, closed, num_points)
+    total = found.baseline_BK + torch.stack([weights.sum(dim=0) for weights in weights_of_rows(found, rows)])
+    torch.testing.assert_close(total, found.score_BK, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.score_BK, scores(model, rows, closed), atol=1e-5, rtol=1e-5)
+
+
+def test_weights_are_the_integral_of_the_scores_slope_as_each_event_fades_in() -> None:
+    # Independently: items' vectors of a copy of the model shrunk, slopes by differences, in float64.
+    model = small_model(use_event_types=False, use_values=False)
+    history = row([[2, 3], [4], [5, 6, 7]])
+    found = explained(model, [history], num_points=12)
+    exact = model.double()
+    points, step = (np.arange(40) + 0.5) / 40, 1e-4
+
+    def scores_where(shares: dict[int, float]) -> torch.Tensor:
+        return scores(faded(exact, shares), [history])[0]
+
+    for place, token in enumerate(history["tokens"]):
+        slopes = []
+        for point in points:
+            shares = dict.fromkeys(history["tokens"], point)
+            above, below = shares | {token: point + step}, shares | {token: point - step}
+            slopes.append((scores_where(above) - scores_where(below)) / (2 * step))
+        expected = torch.stack(slopes).mean(dim=0).float()
+        torch.testing.assert_close(found.weight_NK[place], expected, atol=1e-4, rtol=1e-2)
+    nothing = scores_where(dict.fromkeys(history["tokens"], 0.0)).float()
+    torch.testing.assert_close(found.baseline_BK[0], nothing, atol=1e-5, rtol=1e-5)
+
+
+def test_a_slope_of_nothing_midway_still_leaves_weights_that_sum_to_the_score() -> None:
+    # Every unit of the dense layer is dead until the event is nearly all there.
+    model = small_model(cell="rnn", attention="none", memory_size=0)
+    with torch.no_grad():
+        model.cell.weight_hh_l0.zero_()
+        for bias in (model.cell.bias_ih_l0, model.cell.bias_hh_l0, model.dense.bias):
+            bias.zero_()
+        history = row([[3, 3]])
+        state = torch.tanh(model.cell.weight_ih_l0 @ model.step_inputs(*planned(history))[-1])
+        model.dense.bias.copy_(-0.9 * (model.dense.weight @ state).abs())
+    found = explained(model, [history], num_points=1)
+    assert (found.score_BK - found.baseline_BK).abs().max() > 1e-4
+    torch.testing.assert_close(found.weight_NK.sum(dim=0), (found.score_BK - found.baseline_BK)[0])
+
+
+def test_more_points_leave_less_to_be_spread() -> None:
+    model = small_model(attention="dot")
+    rows = random_rows(20, NUM_TOKENS, NUM_EVENT_TYPES, seed=1)
+    sizes = [explained(model, rows, num_points=n).remainder_BK.abs().mean() for n in (1, 4, 16)]
+    assert sizes[0] > sizes[1] > sizes[2]
+    assert sizes[2] < 1e-3
+
+
+def test_the_memorys_weight_is_that_of_all_sessions_before_the_current_one() -> None:
+    model = small_model()
+    history = row([[2, 3], [4], [5, 6, 7]])
+    found = explained(model, [history, history], [False, True])
+    still_open, ended = weights_of_rows(found, [history, history])
+    torch.testing.assert_close(found.memory_BK[0], still_open[:3].sum(dim=0))
+    assert still_open[:3].abs().min() > 0
+    # An ended session is an earlier one: nothing else speaks for the next visit's first item.
+    torch.testing.assert_close(found.memory_BK[1], ended.sum(dim=0))
+    torch.testing.assert_close(found.memory_BK[1], found.score_BK[1] - found.baseline_BK[1], atol=1e-5, rtol=1e-5)
+
+
+def test_without_memory_in_the_network_earlier_sessions_have_no_weight() -> None:
+    found = explained(small_model(memory_size=0), [row([[5, 6], [2, 3, 4]])])
+    assert (found.weight_NK[:2] == 0).all()
+    assert (found.weight_NK[2:].abs().max(dim=1).values > 1e-6).all()
+    assert (found.memory_BK == 0).all()
+
+
+def test_only_the_last_event_has_weight_where_only_it_decides() -> None:
+    # A state that forgets the one before it: what comes next is a function of the last item alone.
+    model = small_model(cell="rnn", attention="none", memory_size=0)
+    with torch.no_grad():
+        model.cell.weight_hh_l0.zero_()
+    found = explained(model, [row([[9, 3, 4, 5]])])
+    assert (found.weight_NK[:3] == 0).all()
+    torch.testing.assert_close(found.weight_NK[3], (found.score_BK - found.baseline_BK)[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def returning() -> NextEventModel:
+    """Trained on users whose first visit's item, 2 to 9, returns in the third; the second visit's, 10 or 11, tells nothing."""
+    rows = [row([[2 + user % 8], [10 + user // 8 % 2], [2 + user % 8]], first_target=2) for user in range(64)]
+    torch.manual_seed(1)
+    model = NextEventModel(SMALL_MODEL, NUM_TOKENS, NUM_EVENT_TYPES)
+    config = TrainConfig(num_epochs=60.0, learning_rate=0.02, warmup_steps=2, device="cpu")
+    source = InMemory([rows[:32], rows[32:]])
+    Trainer(model, config, source, Ranks(0, 1, torch.device("cpu")), torch.ones(NUM_TOKENS)).fit()
+    return model
+
+
+@pytest.mark.parametrize("num_points", [1, 4])
+def test_the_visit_that_decides_what_comes_next_has_the_largest_weight(
+    returning: NextEventModel, num_points: int
+) -> None:
+    rows = [row([[2 + user % 8], [10 + user // 8]]) for user in range(16)]
+    found = explained(returning, rows, [True] * 16, num_points)
+    for user, weights in enumerate(weights_of_rows(found, rows)):
+        favourite = user % 8
+        assert found.score_BK[user].argmax() == favourite
+        decisive, noise = weights[:, favourite].tolist()
+        assert decisive > 2 * abs(noise)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_a_row_is_explained_the_same_whatever_rows_stand_beside_it(seed: int) -> None:
+    model = small_model()
+    rows = random_rows(6, NUM_TOKENS, NUM_EVENT_TYPES, seed)
+    together = weights_of_rows(explained(model, rows), rows)
+    for one_row, weights in zip(rows, together, strict=True):
+        torch.testing.assert_close(explained(model, [one_row]).weight_NK, weights, atol=1e-5, rtol=1e-5)
+
+
+def test_a_newcomer_has_nothing_but_the_baseline() -> None:
+    empty = {name: [] for name in ("tokens", "event_types", "values", "event_times", "session_starts")}
+    rows = [{**empty, "first_target": 1}, row([[2, 3]])]
+    model = small_model()
+    for found in (explained(model, rows), explained(model, rows[:1])):
+        torch.testing.assert_close(found.score_BK[0], found.baseline_BK[0])
+        assert (found.memory_BK[0] == 0).all()
+    assert explained(model, rows[:1]).weight_NK.shape == (0, len(ALL_ITEMS))
+    assert explained(model, []).weight_NK.shape == (0, len(ALL_ITEMS))
+
+
+def test_an_unknown_event_has_a_weight_as_any_other() -> None:
+    model = small_model()
+    unknown, beyond = explained(model, [row([[2, 1, 3]])]), explained(model, [row([[2, NUM_TOKENS + 5, 3]])])
+    assert unknown.weight_NK[1].abs().max() > 1e-6
+    torch.testing.assert_close(unknown.weight_NK, beyond.weight_NK)
+
+
+def test_explaining_leaves_no_gradients_in_the_model() -> None:
+    model = small_model()
+    explained(model, [row([[2, 3, 4]])])
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_network_with_every_setting_off_is_explained_too() -> None:
+    config = ModelConfig(embedding_size=5, hidden_size=6, memory_size=0, dense_size=0, attention="none", dropout=0.0)
+    torch.manual_seed(0)
+    model = NextEventModel(config, NUM_TOKENS, NUM_EVENT_TYPES).eval()
+    found = explained(model, [row([[2, 3, 4]])])
+    total = found.baseline_BK[0] + found.weight_NK.sum(dim=0)
+    torch.testing.assert_close(total, found.score_BK[0], atol=1e-5, rtol=1e-5)
