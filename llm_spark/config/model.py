@@ -95,7 +95,7 @@ class TrainConfig:
     """Sequences a step, over all ranks."""
     accumulate: int = 1
     """Parts of about equally many events into which each rank cuts its sequences of a step, one after the other. Memory falls with it,
-    the loss curve stays; more parts are slower. A sequence is never cut."""
+    the loss curve stays (but for `num_batch_negatives`, which are then of the part); more parts are slower. A sequence is never cut."""
     learning_rate: float = 0.01
     """Of Adam at its height. Large, since the embeddings of rare items get few steps."""
     weight_decay: float = 0.0
