@@ -47,7 +47,7 @@ def wait_for_steps(job: TrainingJob, num_steps: int, process: multiprocessing.Pr
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("checkpoint_seconds", [0.0, 0.02])
+@pytest.mark.parametrize("checkpoint_seconds", [0.0, pytest.param(0.02, marks=pytest.mark.slow)])
 def test_a_process_killed_again_and_again_ends_in_the_weights_of_one_that_never_was(
     tmp_path: Path, checkpoint_seconds: float
 ) -> None:
