@@ -55,7 +55,7 @@ class ModelConfig:
     """Further numbers to feed with each step, likewise: names of ingest.columns.attributes whose text is a number, such as quantity. A text
     that is none counts as missing. sessionize carries them into `sessions` and sequences into `sequences`, so run both after a change."""
     outcomes: list[OutcomeConfig] = field(default_factory=list)
-    """What to foretell beside the next item, at every step and, while a user is silent, once a week. Needs sequences.split=time, and
+    """What to foretell beside the next item, at every step and, while a user is silent, every few days. Needs sequences.split=time, and
     validation and test windows longer than an outcome's within_days to be measured in them."""
     next_item_weight: float = 1.0
     """Of the next item's loss, beside the outcomes' own weights. 0 trains the outcomes alone, and chooses the best weights by their loss."""

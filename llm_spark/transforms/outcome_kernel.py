@@ -18,8 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SNAPSHOT_MICROSECONDS = 7 * 86_400 * 1_000_000
-"""Between snapshots: a week, so that all days of the week count alike in a nightly model's training and a year is some fifty."""
+_DAY = 86_400 * 1_000_000
+MIN_SNAPSHOT, MAX_SNAPSHOT = _DAY, 7 * _DAY
+"""Between snapshots: a quarter of the shortest window, for nearer ones see almost the same days after them. A day at least, as a nightly run
+has it, so that a year of silence is not thousands of moments; a week at most, so that it is some."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class UserOutcomes:
     ) -> None:
         """`times_N` in the order of the history, which need not be that of time; `values_N` nan where missing."""
         self._outcomes = outcomes
+        self._snapshot = min(max(min(rule.window for rule in outcomes.rules) // 4, MIN_SNAPSHOT), MAX_SNAPSHOT)
         self._latest_N = np.maximum.accumulate(times_N)
         order = np.argsort(times_N, kind="stable")
         self._times_N = times_N[order]
@@ -89,13 +92,13 @@ class UserOutcomes:
         places = np.arange(first, end)
         latest = self._latest_N[places]
         following = np.append(self._latest_N[1:], np.iinfo(np.int64).max)[places]
-        # Snapshots are at newest - k * SNAPSHOT for k = 0, 1, ...; those with latest < snapshot < following are this place's.
-        newest = known_until - 1
-        first_k = np.maximum(0, (newest - np.minimum(following, known_until)) // SNAPSHOT_MICROSECONDS + 1)
-        last_k = -((latest - newest) // SNAPSHOT_MICROSECONDS) - 1
+        # Snapshots are at newest - k * every for k = 0, 1, ...; those with latest < snapshot < following are this place's.
+        newest, every = known_until - 1, self._snapshot
+        first_k = np.maximum(0, (newest - np.minimum(following, known_until)) // every + 1)
+        last_k = -((latest - newest) // every) - 1
         num_snapshots = np.maximum(0, last_k - first_k + 1)
         offset = np.arange(num_snapshots.sum()) - np.repeat(np.cumsum(num_snapshots) - num_snapshots, num_snapshots)
-        snapshots = newest - (np.repeat(first_k, num_snapshots) + offset) * SNAPSHOT_MICROSECONDS
+        snapshots = newest - (np.repeat(first_k, num_snapshots) + offset) * every
         all_known = following > latest
         place_L = np.concatenate([places[all_known], np.repeat(places, num_snapshots)])
         moment_L = np.concatenate([latest[all_known], snapshots])

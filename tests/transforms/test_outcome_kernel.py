@@ -78,20 +78,31 @@ def test_a_moment_known_for_one_outcome_alone_keeps_the_other_censored() -> None
 
 
 def test_the_silent_are_asked_about_once_a_week_until_their_next_event() -> None:
-    # Snapshots lie just before days 50, 43, 36, 29, ...; the window of those from day 40 on is open.
-    history = user([10.5, 31], [VIEW, BUY], [0, 0], known_until(50, BUYS_WITHIN_10))
+    # Snapshots lie a moment before days 70, 63, ..., 42, 35, ...; that before day 42 is the last whose 28 days end before day 70.
+    within_28 = OutcomeRule(frozenset({BUY}), 28 * DAY)
+    history = user([10.5, 31], [VIEW, BUY], [0, 0], known_until(70, within_28))
     moments = history.moments(TRAIN, 0, 0, 2)
     days = 10.5 + moments.elapsed_seconds_L / 86_400
     assert [(int(place), round(float(day), 3)) for place, day in zip(moments.place_L, days, strict=True)] == [
         (0, 10.5),
-        (0, 15.0),
-        (0, 22.0),
-        (0, 29.0),
+        (0, 14.0),
+        (0, 21.0),
+        (0, 28.0),
         (1, 10.5),  # of the second event itself, day 31
-        (1, 15.5),  # and day 36
+        (1, 14.5),  # day 35
+        (1, 21.5),  # and day 42
     ]
-    # Of days 10.5, 15, 22, 29 only the last two see day 31 within ten days; after it nothing follows.
-    assert moments.label_LO.ravel().tolist() == [0, 0, 1, 1, 0, 0]
+    # All before day 31 see it within 28 days; after it nothing follows.
+    assert moments.label_LO.ravel().tolist() == [1, 1, 1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("window_days", "snapshot_days"), [(1, 1), (8, 2), (20, 5), (28, 7), (90, 7)])
+def test_snapshots_are_a_quarter_of_the_shortest_window_apart_between_a_day_and_a_week(
+    window_days: int, snapshot_days: int
+) -> None:
+    rules = known_until(200, OutcomeRule(None, window_days * DAY), OutcomeRule(None, 100 * DAY))
+    silent = user([0], [VIEW], [0], rules).moments(TRAIN, 0, 0, 1).elapsed_seconds_L
+    assert set(np.diff(silent[1:]).tolist()) == {snapshot_days * 86_400}
 
 
 def test_places_are_those_in_the_row_and_labels_see_past_its_end() -> None:
@@ -139,7 +150,7 @@ def test_moments_and_labels_equal_a_search_through_all_events(
         while snapshot > latest:
             if place + 1 == len(hours) or snapshot < max(hours[: place + 2]) * hour:
                 asked.append(snapshot)
-            snapshot -= 7 * 24 * hour
+            snapshot -= round(min(max(window_hours / 4, 24), 7 * 24) * hour)
         for moment in asked:
             if moment + window_hours * hour >= end_hour * hour:
                 continue
