@@ -26,6 +26,11 @@ class ModelConfig:
     """Width of the dense(relu) layer, 0 for none."""
     memory_size: int = 64
     """Numbers in a user's long-term memory vector (M), 0 for none."""
+    tied: bool = False
+    """Score an item by its embedding instead of a vector of its own. Fewer parameters, and rare items learn from both uses."""
+    cosine_scale: float = 0.0
+    """Score by this number times the cosine of context and item, plus the item's bias, so that long vectors of frequent
+    items win nothing by their length; 10 to 20 is usual. 0: by the plain inner product."""
     use_event_types: bool = True
     """Feed each step's event type."""
     use_values: bool = True
@@ -36,7 +41,7 @@ class ModelConfig:
         one_of("model.attention", self.attention, ("dot", "additive", "none"))
         for name in ("embedding_size", "hidden_size", "num_layers"):
             require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "give a number above 0")
-        for name in ("dense_size", "memory_size"):
+        for name in ("dense_size", "memory_size", "cosine_scale"):
             require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "give 0 or more")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "give a share from 0 to below 1")
 
@@ -57,8 +62,13 @@ class TrainConfig:
     warmup_steps: int = 50
     """Steps over which the learning rate climbs to its value, a fifth of the run at most; it then falls to a tenth by a cosine."""
     loss: str = "full"
-    """full softmax, or sampled: softmax over the target and `num_negatives` items drawn by frequency, logQ-corrected."""
+    """full softmax, or sampled: softmax over the target and a sample of the items, logQ-corrected."""
     num_negatives: int = 512
+    """Items drawn for each step of a rank, shared by all of its targets."""
+    negative_power: float = 0.5
+    """They are drawn by (frequency as a target) to this power: 0 all alike, 1 by popularity."""
+    num_batch_negatives: int = 0
+    """Further negatives: the targets of at most this many other steps of the batch. They cost as much as drawn ones."""
     num_ranks: int = 1
     """Training processes, started by TorchDistributor."""
     device: str = "auto"
@@ -89,7 +99,7 @@ class TrainConfig:
             "patience",
         ):
             require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "give a number above 0")
-        for name in ("warmup_steps", "weight_decay"):
+        for name in ("warmup_steps", "weight_decay", "negative_power", "num_batch_negatives"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "give 0 or more")
         enough = self.batch_rows >= self.num_ranks
         require(enough, "train.batch_rows", self.batch_rows, f"give at least one sequence a rank ({self.num_ranks})")

@@ -4,7 +4,8 @@
     h_t = cell(h_{t-1}, x_t)    rnn (Elman): h_t = tanh(W_hh h_{t-1} + W_xh x_t + b_h), with torch's b_ih + b_hh = b_h
     c_t = attention(h_t; h_0..h_t, memory)
     d_t = relu(W_d [h_t, c_t, memory] + b_d)
-    p(next item) = softmax(W_y d_t + b_y)
+    y_t = W_p d_t + b_p                         where the softmax is tied to the embedding, else y_t = d_t
+    p(next item) = softmax(W_y y_t + b_y)       see head.py
 
 Step 0 of a session takes a learned begin-of-session input, so the state after it predicts the session's first item:
 from the memory, or, without memory, from that input alone.
@@ -17,10 +18,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from llm_spark.config import ModelConfig
 from llm_spark.model.attention import SessionAttention
+from llm_spark.model.head import ItemHead
 from llm_spark.model.history import HistoryBatch
 from llm_spark.model.memory import UserMemory
 from llm_spark.model.plan import SessionPlan
@@ -76,9 +79,11 @@ class NextEventModel(nn.Module):
         )
         features = config.hidden_size * (1 if self.attention is None else 2) + config.memory_size
         self.dense = nn.Linear(features, config.dense_size) if config.dense_size else None
-        self.context_size = config.dense_size or features
-        self.head = nn.Linear(self.context_size, num_tokens)
-        nn.init.zeros_(self.head.bias)
+        features = config.dense_size or features
+        # The dense layer's output is never negative, an item's vector may be: one linear layer takes the one to the other.
+        self.projection = nn.Linear(features, size) if config.tied else None
+        self.context_size = size if config.tied else features
+        self.head = ItemHead(self.context_size, num_tokens, config.tied, config.cosine_scale)
 
     @torch.no_grad()
     def begin_at_popularity(self, target_counts_V: Tensor) -> None:
@@ -115,9 +120,13 @@ class NextEventModel(nn.Module):
         _, memory_SM = self._walk(batch, plan)
         return memory_SM[plan.wanted_slot_W]
 
+    def output_layer(self) -> tuple[Tensor, Tensor]:
+        """Weights [V, D] and biases [V] of the softmax, as `rank_targets`, `top_items` and the losses take them."""
+        return self.head.layer(self.item_embedding.weight)
+
     def logits(self, contexts_WD: Tensor) -> Tensor:
         """Scores [W, V] of all tokens; padding and unknown get -inf, for they are never predicted."""
-        logits_WV = self.head(contexts_WD).float()
+        logits_WV = F.linear(contexts_WD, *self.output_layer()).float()
         logits_WV[:, :FIRST_ITEM_TOKEN] = -torch.inf
         return logits_WV
 
@@ -191,7 +200,11 @@ class NextEventModel(nn.Module):
         if self.memory_cell is not None:
             features.append(memory_SM[plan.wanted_slot_W])
         contexts_WD = self.dropout(torch.cat(features, dim=1))
-        return contexts_WD if self.dense is None else torch.relu(self.dense(contexts_WD))
+        if self.dense is not None:
+            contexts_WD = torch.relu(self.dense(contexts_WD))
+        if self.projection is not None:
+            contexts_WD = self.projection(contexts_WD)
+        return self.head.scaled(contexts_WD)
 
     @staticmethod
     def _known(codes: Tensor, num_codes: int) -> Tensor:

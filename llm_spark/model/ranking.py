@@ -17,13 +17,15 @@ from llm_spark.tokens import FIRST_ITEM_TOKEN
 def rank_targets(contexts_PD: Tensor, targets_P: Tensor, weight_VD: Tensor, bias_V: Tensor) -> tuple[Tensor, Tensor]:
     """Each target's rank [P] among all items (1 is best, ties count against it) and its log probability [P].
 
-    Where the target is unknown the rank is 0 and the log probability NaN.
+    Where the target is unknown the rank is 0 and the log probability NaN. Logits are float32 also under autocast: in
+    bfloat16, which has eight bits of precision, most of the best items would tie.
     """
     weight_ID, bias_I = weight_VD[FIRST_ITEM_TOKEN:], bias_V[FIRST_ITEM_TOKEN:]
     ranks_P = torch.zeros_like(targets_P)
     log_probabilities_P = torch.full(targets_P.shape, torch.nan, device=targets_P.device)
     for rows_C in is_item(targets_P).nonzero().squeeze(1).split(chunk_rows(len(bias_I))):
-        logits_CI = F.linear(contexts_PD[rows_C], weight_ID, bias_I).float()
+        with torch.autocast(contexts_PD.device.type, enabled=False):
+            logits_CI = F.linear(contexts_PD[rows_C].float(), weight_ID, bias_I)
         target_C1 = logits_CI.gather(1, targets_P[rows_C, None] - FIRST_ITEM_TOKEN)
         ranks_P[rows_C] = (logits_CI >= target_C1).sum(dim=1)
         log_probabilities_P[rows_C] = target_C1.squeeze(1) - logits_CI.logsumexp(dim=1)

@@ -67,7 +67,7 @@ def target_ranks(batches: Iterator[pa.RecordBatch], artifact_path: str, batch_ro
             histories = history_batch(rows)
             with torch.inference_mode():
                 contexts_PD, targets_P = model.forward_states(histories)
-                ranks_P, log_probabilities_P = rank_targets(contexts_PD, targets_P, model.head.weight, model.head.bias)
+                ranks_P, log_probabilities_P = rank_targets(contexts_PD, targets_P, *model.output_layer())
             row_P, position_P, session_position_P = _target_places(histories)
             tokens_P = histories.tokens_N.numpy()[histories.row_offsets.numpy()[row_P] + position_P]
             unknown_P = ranks_P.numpy() == 0
@@ -112,8 +112,7 @@ def recommend(
                 tokens_BK, scores_BK, probabilities_BK = top_items(
                     contexts_BD,
                     k,
-                    model.head.weight,
-                    model.head.bias,
+                    *model.output_layer(),
                     (row_of_token_N, histories.tokens_N) if exclude_seen else None,
                 )
             listed = torch.isfinite(scores_BK).numpy()

@@ -93,7 +93,11 @@ class Trainer:
     ) -> None:
         """`on_step` is called after every training step with its progress, and after every validation step with None."""
         self.model, self.config, self.source, self.ranks, self.on_step = model, config, source, ranks, on_step
-        self._sampler = NegativeSampler(target_counts_V.to(ranks.device)) if config.loss == "sampled" else None
+        self._sampler = (
+            NegativeSampler(target_counts_V.to(ranks.device), config.negative_power)
+            if config.loss == "sampled"
+            else None
+        )
         self._generator = torch.Generator(ranks.device).manual_seed(config.seed + ranks.rank)
         # Loss, targets and tokens of the step travel with the gradients.
         self._buffer = GradientBuffer(model.parameters(), num_totals=3)
@@ -165,9 +169,7 @@ class Trainer:
         for batch in self.source.validation():
             with self._autocast:
                 contexts_PD, targets_P = self.model.forward_states(batch.to(self.ranks.device, non_blocking=True))
-                ranks_P, log_probability_P = rank_targets(
-                    contexts_PD, targets_P, self.model.head.weight, self.model.head.bias
-                )
+                ranks_P, log_probability_P = rank_targets(contexts_PD, targets_P, *self.model.output_layer())
             kept_P = is_item(targets_P)
             hits = (ranks_P[kept_P] <= RECALL_K).sum()
             totals += torch.stack(
@@ -201,11 +203,18 @@ class Trainer:
         return loss_sum, num_targets, num_tokens
 
     def _loss(self, contexts_PD: Tensor, targets_P: Tensor) -> Tensor:
-        head = self.model.head
+        weight_VD, bias_V = self.model.output_layer()
         if self._sampler is None:
-            return full_cross_entropy(contexts_PD, targets_P, head.weight, head.bias)
+            return full_cross_entropy(contexts_PD, targets_P, weight_VD, bias_V)
         return sampled_cross_entropy(
-            contexts_PD, targets_P, head.weight, head.bias, self._sampler, self.config.num_negatives, self._generator
+            contexts_PD,
+            targets_P,
+            weight_VD,
+            bias_V,
+            self._sampler,
+            self.config.num_negatives,
+            self._generator,
+            self.config.num_batch_negatives,
         )
 
     def _total_steps(self) -> int:

@@ -59,7 +59,7 @@ def test_chunked_loss_runs_under_bf16_autocast_near_the_fp32_loss() -> None:
 def sampled_gradients(num_negatives: int, counts: torch.Tensor) -> list[torch.Tensor]:
     contexts, targets, weight, bias = problem()
     generator = torch.Generator().manual_seed(1)
-    sampler = NegativeSampler(counts)
+    sampler = NegativeSampler(counts, power=0.5)
     loss = sampled_cross_entropy(contexts, targets, weight, bias, sampler, num_negatives, generator)
     return gradients(loss, contexts, weight, bias)
 
@@ -86,6 +86,35 @@ def test_negatives_are_drawn_by_frequency_to_the_power() -> None:
     expected = torch.tensor([0.1, 0.2, 0.3, 0.4])
     torch.testing.assert_close(shares, expected, rtol=0, atol=0.01)
     torch.testing.assert_close(sampler.log_probability_I, expected.log())
+
+
+@pytest.mark.parametrize("num_batch_negatives", [0, 4, 9])
+def test_shared_negatives_over_their_expected_counts_stand_for_each_item_once(num_batch_negatives: int) -> None:
+    counts = torch.tensor([0, 0, 1, 4, 9, 16, 70])
+    sampler = NegativeSampler(counts, power=0.5)
+    generator = torch.Generator().manual_seed(0)
+    num_draws, weight_of_item = 20_000, torch.zeros(5)
+    for _ in range(num_draws):
+        batch = torch.multinomial(counts[2:].float(), 9, replacement=True, generator=generator)
+        negatives, expected_counts = sampler.draw_shared(batch, 6, num_batch_negatives, generator)
+        assert len(negatives) == 6 + num_batch_negatives
+        weight_of_item.index_add_(0, negatives, 1 / expected_counts)
+    torch.testing.assert_close(weight_of_item / num_draws, torch.ones(5), rtol=0, atol=0.05)
+
+
+def test_gradients_with_batch_negatives_tend_to_the_full_ones_as_drawn_negatives_grow() -> None:
+    contexts, targets, weight, bias = problem()
+    full = gradients(torch_cross_entropy(contexts, targets, weight, bias), contexts, weight, bias)
+    sampler = NegativeSampler(torch.arange(NUM_TOKENS), power=0.5)
+
+    def error(num_negatives: int) -> float:
+        generator = torch.Generator().manual_seed(1)
+        loss = sampled_cross_entropy(contexts, targets, weight, bias, sampler, num_negatives, generator, NUM_STEPS)
+        sampled = gradients(loss, contexts, weight, bias)
+        return sum((a - b).norm().item() for a, b in zip(sampled, full, strict=True))
+
+    few, many = error(10), error(100_000)
+    assert many < few / 10
 
 
 def test_ranks_equal_a_brute_force_sort(monkeypatch: pytest.MonkeyPatch) -> None:
