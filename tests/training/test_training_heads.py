@@ -24,7 +24,7 @@ def fitted(
     batches = [cyclic_rows(8, 10, seed=seed) for seed in range(8)]
     torch.manual_seed(1)
     model = NextEventModel(model_config, NUM_TOKENS, 4)
-    config = TrainConfig(**{"num_epochs": 10.0, "learning_rate": 0.02, "warmup_steps": 2, "device": "cpu", **settings})
+    config = TrainConfig(**{"num_epochs": 10.0, "learning_rate": 0.01, "warmup_steps": 2, "device": "cpu", **settings})
     counts = torch.ones(NUM_TOKENS) if counts is None else counts
     trainer = Trainer(model, config, InMemory(batches), Ranks(0, 1, torch.device("cpu")), counts)
     return model, trainer.fit()
@@ -36,7 +36,7 @@ def test_a_certain_next_item_is_learnt_by_every_head(tied: bool, cosine_scale: f
     config = dataclasses.replace(SMALL_MODEL, tied=tied, cosine_scale=cosine_scale)
     model, _ = fitted(config, loss=loss, num_epochs=25.0, num_negatives=128, num_batch_negatives=8)
     contexts, targets = model.forward_states(batch_of(cyclic_rows(20, 10, seed=99)))
-    assert (model.logits(contexts).argmax(dim=1) == targets).float().mean() > 0.95
+    assert (model.logits(contexts).argmax(dim=1) == targets).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("setting", [{"num_batch_negatives": 4}, {"negative_power": 1.0}])
