@@ -91,7 +91,8 @@ def write_job(folder: Path, num_users: int, num_items: int) -> TrainingJob:
     file = folder / "sequences.parquet"
     pq.write_table(histories.training, file, row_group_size=GROUP_ROWS)
     return TrainingJob(
-        model_config=ModelConfig(dropout=0.0),
+        # Time gaps would be one more input that the tutorial's loop does not have.
+        model_config=ModelConfig(dropout=0.0, use_time_gaps=False),
         train_config=TrainConfig(num_epochs=1.0, device="cpu"),
         training=Snapshot((str(file),)),
         validation=Snapshot(()),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def test_baseline_and_weights_sum_to_the_score(
 
 def test_weights_are_the_integral_of_the_scores_slope_as_each_event_fades_in() -> None:
     # Independently: items' vectors of a copy of the model shrunk, slopes by differences, in float64.
-    model = small_model(use_event_types=False, use_values=False)
+    model = small_model(use_event_types=False, use_values=False, use_time_gaps=False)
     history = row([[2, 3], [4], [5, 6, 7]])
     found = explained(model, [history], num_points=12)
     exact = model.double()
@@ -160,7 +161,7 @@ def returning() -> NextEventModel:
     """Trained on users whose first visit's item, 2 to 9, returns in the third; the second visit's, 10 or 11, tells nothing."""
     rows = [row([[2 + user % 8], [10 + user // 8 % 2], [2 + user % 8]], first_target=2) for user in range(64)]
     torch.manual_seed(1)
-    model = NextEventModel(SMALL_MODEL, NUM_TOKENS, NUM_EVENT_TYPES)
+    model = NextEventModel(replace(SMALL_MODEL, use_time_gaps=False), NUM_TOKENS, NUM_EVENT_TYPES)
     config = TrainConfig(num_epochs=60.0, learning_rate=0.02, warmup_steps=2, device="cpu")
     source = InMemory([rows[:32], rows[32:]])
     Trainer(model, config, source, Ranks(0, 1, torch.device("cpu")), torch.ones(NUM_TOKENS)).fit()

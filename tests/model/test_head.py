@@ -58,7 +58,7 @@ def test_cosine_scores_do_not_change_with_the_lengths_of_the_items_vectors() -> 
 
 
 def test_tied_context_is_the_projection_plus_the_last_items_embedding() -> None:
-    config = dataclasses.replace(KINDS["tied"], use_event_types=False, use_values=False)
+    config = dataclasses.replace(KINDS["tied"], use_event_types=False, use_values=False, use_time_gaps=False)
     model = made(config)
     with torch.no_grad():
         model.projection.weight.zero_()

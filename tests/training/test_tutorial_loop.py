@@ -17,7 +17,7 @@ def as_read(rows: list[dict]) -> list[dict]:
 
 
 def test_the_padded_tutorial_model_has_the_loss_and_gradients_of_the_packed_one() -> None:
-    config = ModelConfig(embedding_size=5, hidden_size=6, dense_size=7, memory_size=4, dropout=0.0)
+    config = ModelConfig(embedding_size=5, hidden_size=6, dense_size=7, memory_size=4, dropout=0.0, use_time_gaps=False)
     torch.manual_seed(0)
     ours = NextEventModel(config, NUM_TOKENS, NUM_EVENT_TYPES, value_mean=5.0, value_std=3.0)
     with torch.no_grad():
