@@ -118,9 +118,13 @@ class NegativeSampler:
 
         The two laws count as one mixture: how often an item is expected among all of them, wherever it came from.
         """
+        # Nothing but these is drawn where the batch gives none: an accumulated step's parts then have the same ones.
+        drawn_N = self.draw(num_negatives, generator)
+        if not num_batch_negatives:
+            return drawn_N, num_negatives * self.log_probability_I[drawn_N].exp()
         shuffled_P = torch.randperm(len(items_P), generator=generator, device=items_P.device)
         others_J = items_P[shuffled_P[:num_batch_negatives]]
-        negatives = torch.cat([self.draw(num_negatives, generator), others_J])
+        negatives = torch.cat([drawn_N, others_J])
         drawn = num_negatives * self.log_probability_I[negatives].exp()
         return negatives, drawn + len(others_J) * self.target_share_I[negatives]
 
