@@ -72,9 +72,10 @@ class Batches:
 
 def trained(source: Batches, num_tokens: int, num_event_types: int, num_epochs: float) -> NextEventModel:
     ranks = Ranks(0, 1, torch.device("cpu"))
-    found = measure(source.training(0), num_tokens, ranks)
+    of_model = ModelConfig(use_time_gaps=False)
+    found = measure(source.training(0), num_tokens, ranks, of_model)
     torch.manual_seed(1)
-    model = NextEventModel(ModelConfig(), num_tokens, num_event_types, found.value_mean, found.value_std)
+    model = NextEventModel(of_model, num_tokens, num_event_types, found.value_mean, found.value_std)
     model.begin_at_popularity(found.target_counts_V)
     config = TrainConfig(num_epochs=num_epochs, learning_rate=0.02, device="cpu")
     result = Trainer(model, config, source, ranks, found.target_counts_V).fit()

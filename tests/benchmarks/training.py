@@ -137,7 +137,7 @@ class Contenders:
         self.job = job
         self.ranks = Ranks(0, 1, torch.device("cpu"))
         self.source = ReaderSource(job, self.ranks)
-        self.statistics = measure(self.source.statistics_pass(), job.num_tokens, self.ranks)
+        self.statistics = measure(self.source.statistics_pass(), job.num_tokens, self.ranks, job.model_config)
         self.batches = list(self.source.training(0))
         self._rows = self._rows_by_batch()
         self.num_tutorial_steps = len(self.batches)
@@ -213,7 +213,7 @@ def _rank(rank: int, job: TrainingJob, world_size: int, port: int, folder: str) 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with join_ranks("cpu", 600, lambda waiting: None) as ranks:
         source = ReaderSource(job, ranks)
-        of_training = measure(source.statistics_pass(), job.num_tokens, ranks)
+        of_training = measure(source.statistics_pass(), job.num_tokens, ranks, job.model_config)
         trainer = Trainer(new_model(job, of_training), job.train_config, source, ranks, of_training.target_counts_V)
         ranks.sum_over_ranks(torch.zeros(1))
         turn = timed_fit(trainer)

@@ -35,9 +35,9 @@ from llm_spark.training.loop import Trainer
 from tests.benchmarks.simulated_histories import SimulatedHistories, simulated_histories
 
 STARTS = {
-    "random": ModelConfig(),
-    "word2vec": ModelConfig(initial_embedding="word2vec"),
-    "word2vec 128, PCA": ModelConfig(initial_embedding="word2vec", word2vec_size=128),
+    "random": ModelConfig(use_time_gaps=False),
+    "word2vec": ModelConfig(use_time_gaps=False, initial_embedding="word2vec"),
+    "word2vec 128, PCA": ModelConfig(use_time_gaps=False, initial_embedding="word2vec", word2vec_size=128),
 }
 BATCH_ROWS = 128
 
@@ -72,7 +72,7 @@ def validated(
 ) -> list[tuple[float, float]]:
     """Held-out loss and recall@20 after each epoch."""
     ranks, source = Ranks(0, 1, torch.device("cpu")), Source(histories, seed)
-    found = measure(source.training(0), histories.num_tokens, ranks)
+    found = measure(source.training(0), histories.num_tokens, ranks, config)
     torch.manual_seed(seed)
     sizes = histories.num_tokens, histories.num_event_types
     model = NextEventModel(config, *sizes, found.value_mean, found.value_std)
