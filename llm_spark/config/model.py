@@ -196,9 +196,9 @@ class ScoreConfig:
     exclude_seen: bool = False
     """Leave out items that stand in the user's recent history."""
     reasons: int = 0
-    """Past items named as the reasons for a recommended one; 0 for none. Not given unasked: scoring takes several times as long."""
+    """Past items named as the reasons for a recommended one; 0 for none. Not given unasked: see `explained`."""
     explained: int = 1
-    """Of each user's list the first so many get reasons: the time that reasons take grows with it."""
+    """Of each user's list the first so many get reasons. With 1 scoring takes about 6 times as long as without reasons, with 3 twelve times."""
 
     def __post_init__(self) -> None:
         require(self.k > 0, "score.k", self.k, "give a number above 0")
