@@ -27,7 +27,8 @@ class ModelConfig:
     memory_size: int = 64
     """Numbers in a user's long-term memory vector (M), 0 for none."""
     tied: bool = False
-    """Score an item by its embedding instead of a vector of its own. Fewer parameters, and rare items learn from both uses."""
+    """Score an item by its embedding instead of a vector of its own, and begin from the last item's: fewer parameters, rare
+    items learn from both uses, and what is like the last item is likely at once."""
     cosine_scale: float = 0.0
     """Score by this number times the cosine of context and item, plus the item's bias, so that long vectors of frequent
     items win nothing by their length; 10 to 20 is usual. 0: by the plain inner product."""

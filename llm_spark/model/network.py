@@ -4,7 +4,7 @@
     h_t = cell(h_{t-1}, x_t)    rnn (Elman): h_t = tanh(W_hh h_{t-1} + W_xh x_t + b_h), with torch's b_ih + b_hh = b_h
     c_t = attention(h_t; h_0..h_t, memory)
     d_t = relu(W_d [h_t, c_t, memory] + b_d)
-    y_t = W_p d_t + b_p                         where the softmax is tied to the embedding, else y_t = d_t
+    y_t = W_p d_t + b_p + x_t                   where the softmax is tied to the embedding, else y_t = d_t
     p(next item) = softmax(W_y y_t + b_y)       see head.py
 
 Step 0 of a session takes a learned begin-of-session input, so the state after it predicts the session's first item:
@@ -80,7 +80,8 @@ class NextEventModel(nn.Module):
         features = config.hidden_size * (1 if self.attention is None else 2) + config.memory_size
         self.dense = nn.Linear(features, config.dense_size) if config.dense_size else None
         features = config.dense_size or features
-        # The dense layer's output is never negative, an item's vector may be: one linear layer takes the one to the other.
+        # Contexts then lie in the embedding's space: what is like the last item is likely from the first step on, and the
+        # network learns what else is (residual connection: He et al. 2016; as in SASRec, Kang and McAuley 2018).
         self.projection = nn.Linear(features, size) if config.tied else None
         self.context_size = size if config.tied else features
         self.head = ItemHead(self.context_size, num_tokens, config.tied, config.cosine_scale)
@@ -102,8 +103,8 @@ class NextEventModel(nn.Module):
         ranking leave them out.
         """
         plan = SessionPlan.for_targets(batch).to(batch.tokens_N.device)
-        states_PH, memory_SM = self._walk(batch, plan)
-        return self._contexts(states_PH, memory_SM, plan), self._known(batch.tokens_N[plan.target_W], self.num_tokens)
+        contexts_WD = self._contexts(*self._walk(batch, plan), plan)
+        return contexts_WD, self._known(batch.tokens_N[plan.target_W], self.num_tokens)
 
     def next_step(self, batch: HistoryBatch, starts_session_B: Tensor | None = None) -> Tensor:
         """One context vector a row [B, D]: what comes after the row's last token, in the same session.
@@ -117,7 +118,7 @@ class NextEventModel(nn.Module):
     def memory(self, batch: HistoryBatch) -> Tensor:
         """Each user's long-term memory [B, M] after the row's last session has ended; M is 0 without memory."""
         plan = SessionPlan.for_next_step(batch, torch.ones(batch.num_rows, dtype=torch.bool)).to(batch.tokens_N.device)
-        _, memory_SM = self._walk(batch, plan)
+        memory_SM = self._walk(batch, plan)[1]
         return memory_SM[plan.wanted_slot_W]
 
     def output_layer(self) -> tuple[Tensor, Tensor]:
@@ -130,8 +131,10 @@ class NextEventModel(nn.Module):
         logits_WV[:, :FIRST_ITEM_TOKEN] = -torch.inf
         return logits_WV
 
-    def _walk(self, batch: HistoryBatch, plan: SessionPlan) -> tuple[Tensor, Tensor]:
-        """Hidden states of all packed steps [P, H], and the memory [S, M] that each session begins with."""
+    def _walk(self, batch: HistoryBatch, plan: SessionPlan) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states of all packed steps [P, H], the memory [S, M] that each session begins with, and the steps' inputs
+        [P, E].
+        """
         inputs_PE = self._inputs(batch, plan)
         states, memories = [], []
         summary_SH = memory_SM = inputs_PE[:0]
@@ -156,8 +159,11 @@ class NextEventModel(nn.Module):
             memories.append(memory_SM)
             first_session += num_sessions
         if not states:
-            return inputs_PE.new_zeros(0, self.config.hidden_size), inputs_PE.new_zeros(0, self.config.memory_size)
-        return torch.cat(states), torch.cat(memories)
+            no_states_PH, no_memory_SM = (
+                inputs_PE.new_zeros(0, size) for size in (self.config.hidden_size, self.config.memory_size)
+            )
+            return no_states_PH, no_memory_SM, inputs_PE
+        return torch.cat(states), torch.cat(memories), inputs_PE
 
     def _run_cell(
         self, inputs_PE: Tensor, batch_sizes: Tensor, start: tuple[Tensor, ...] | None
@@ -193,7 +199,7 @@ class NextEventModel(nn.Module):
             inputs_PE = inputs_PE + self.value_input(features_P2.masked_fill(begins_P[:, None], 0.0))
         return self.dropout(inputs_PE)
 
-    def _contexts(self, states_PH: Tensor, memory_SM: Tensor, plan: SessionPlan) -> Tensor:
+    def _contexts(self, states_PH: Tensor, memory_SM: Tensor, inputs_PE: Tensor, plan: SessionPlan) -> Tensor:
         features = [states_PH[plan.wanted_step_W]]
         if self.attention is not None:
             features.append(self.attention(states_PH, memory_SM, plan)[plan.wanted_cell_W])
@@ -203,7 +209,7 @@ class NextEventModel(nn.Module):
         if self.dense is not None:
             contexts_WD = torch.relu(self.dense(contexts_WD))
         if self.projection is not None:
-            contexts_WD = self.projection(contexts_WD)
+            contexts_WD = self.projection(contexts_WD) + inputs_PE[plan.wanted_step_W]
         return self.head.scaled(contexts_WD)
 
     @staticmethod

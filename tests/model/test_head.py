@@ -11,7 +11,7 @@ from llm_spark.config import ModelConfig
 from llm_spark.errors import UsageError
 from llm_spark.model.artifact import load_artifact, save_content, save_manifest
 from llm_spark.model.network import NextEventModel
-from tests.model.histories import batch_of, random_rows
+from tests.model.histories import batch_of, random_rows, row
 
 NUM_TOKENS = 12
 CONFIG = ModelConfig(embedding_size=5, hidden_size=6, dense_size=7, memory_size=4, dropout=0.0)
@@ -55,6 +55,16 @@ def test_cosine_scores_do_not_change_with_the_lengths_of_the_items_vectors() -> 
     with torch.no_grad():
         model.head.weight.mul_(torch.rand(NUM_TOKENS, 1) + 0.5)
     torch.testing.assert_close(model.logits(contexts), before)
+
+
+def test_tied_context_is_the_projection_plus_the_last_items_embedding() -> None:
+    config = dataclasses.replace(KINDS["tied"], use_event_types=False, use_values=False)
+    model = made(config)
+    with torch.no_grad():
+        model.projection.weight.zero_()
+        model.projection.bias.copy_(torch.arange(5.0))
+    contexts, _ = model.forward_states(batch_of([row([[4, 7, 3]])]))
+    torch.testing.assert_close(contexts, model.item_embedding.weight[[4, 7]] + torch.arange(5.0))
 
 
 def test_tied_embedding_learns_from_both_of_its_uses() -> None:

@@ -132,6 +132,13 @@ def test_ranks_equal_a_brute_force_sort(monkeypatch: pytest.MonkeyPatch) -> None
         torch.testing.assert_close(log_probabilities[i], logits[i].softmax(0)[target - 2].log())
 
 
+def test_scores_that_only_float32_tells_apart_do_not_tie_under_autocast() -> None:
+    weight = torch.tensor([[0.0], [0.0], [1.0], [1.001], [1.002]])
+    with torch.autocast("cpu", torch.bfloat16):
+        ranks, _ = rank_targets(torch.tensor([[1.0]]), torch.tensor([4]), weight, torch.zeros(5))
+    assert ranks.tolist() == [1]
+
+
 def test_a_tie_counts_against_the_target() -> None:
     weight, bias = torch.zeros(5, 2), torch.tensor([9.0, 9.0, 1.0, 1.0, 0.0])
     ranks, _ = rank_targets(torch.zeros(2, 2), torch.tensor([2, 4]), weight, bias)
