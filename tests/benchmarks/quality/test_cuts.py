@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llm_spark.config import TrainConfig, load
 from llm_spark.simulation.config import SimulationConfig
 from llm_spark.simulation.process import Process
 from tests.benchmarks.quality.histories import Histories, InMemorySource
@@ -12,7 +13,7 @@ from tests.benchmarks.quality.online_retail import Invoices
 from tests.benchmarks.quality.published_cuts import Beauty, Yoochoose
 from tests.benchmarks.quality.rsc15 import RivalLists, read_sessions
 from tests.benchmarks.quality.simulator import oracle_histories, users_of
-from tests.benchmarks.quality.training import SHARED_DATA
+from tests.benchmarks.quality.training import ROOT, SHARED_DATA
 from tests.benchmarks.quality.users import Targets, User, markov_ranks, popularity_ranks, windows
 
 HOUR = 3600
@@ -140,6 +141,12 @@ def test_oracle_is_asked_about_the_same_targets_as_the_model() -> None:
     histories = oracle_histories(found, process.item_ids)
     expected = [history for history in process.histories(events) if len(history.item_ids) > 1]
     assert histories == expected
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "conf" / "quality").glob("*.yaml")), ids=lambda file: file.stem)
+def test_settings_of_every_script_are_valid_and_name_no_unknown_one(file: Path) -> None:
+    config = load(file)
+    assert config.train.seed == TrainConfig().seed, "the seed comes from --seed"
 
 
 def test_rivals_lists_give_their_published_figures() -> None:
