@@ -8,8 +8,6 @@ Shape suffixes: P predicted positions, B rows, D context, V vocabulary rows, U u
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -85,6 +83,3 @@ def bootstrap_interval(gains_P: Floats, user_P: Ints, seed: int = 0) -> tuple[fl
         means[resample] = (weight_U @ total_U) / (weight_U @ count_U)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
-
-
-Metrics = dict[str, Callable[[Ints], Floats]]

@@ -127,7 +127,13 @@ def main() -> None:
         num_users=len(np.unique(user_P)),
         intervals=intervals,
         memory_on_minus_off=difference,
-        recall_at_first_item={name: float(recall(of[begins_P], 20).mean()) for name, of in ranks.items()},
+        recall_at_first_item={
+            name: [
+                float(recall(of, 20)[begins_P].mean()),
+                *bootstrap_interval(recall(of, 20)[begins_P], user_P[begins_P]),
+            ]
+            for name, of in ranks.items()
+        },
         best_steps={name: of.fit.best_step for name, of in trained.items()},
         steps={name: of.fit.num_steps for name, of in trained.items()},
         train_seconds={name: round(of.seconds) for name, of in trained.items()},
