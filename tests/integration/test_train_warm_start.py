@@ -7,17 +7,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from pyspark.sql import SparkSession
 
 from llm_spark.errors import UserError
 from llm_spark.model.artifact import load_artifact
 from llm_spark.pipelines.registry import champion
 from llm_spark.pipelines.stages import run_stage
-from llm_spark.schemas import MODELS, TRAINING_METRICS
+from llm_spark.schemas import MODELS
 from llm_spark.tables.warehouse import Warehouse
 from tests.integration.conftest import Chain
 
-WARM = ("train.warm_start=true", "train.num_epochs=1", "train.learning_rate=0.001")
+WARM = ("train.warm_start=true", "train.num_epochs=1", "train.learning_rate=0.000001")
 
 
 @pytest.fixture
@@ -25,11 +26,6 @@ def copied(chain: Chain, spark: SparkSession, tmp_path: Path) -> Warehouse:
     """The chain's warehouse to change at will."""
     shutil.copytree(chain.warehouse.root, tmp_path / "copy")
     return Warehouse(spark, str(tmp_path / "copy"))
-
-
-def first_loss(warehouse: Warehouse, model_id: str) -> float:
-    losses = warehouse.read(TRAINING_METRICS).where(f"model_id = '{model_id}' AND name = 'train_loss'")
-    return losses.orderBy("step").first()["value"]
 
 
 def test_a_model_begins_with_the_champion_and_names_it(chain: Chain, copied: Warehouse) -> None:
@@ -41,7 +37,10 @@ def test_a_model_begins_with_the_champion_and_names_it(chain: Chain, copied: War
     row = copied.read(MODELS).where(f"model_id = '{new.model_id}'").first()
     assert json.loads(row["config"])["parent"] == former.model_id
     assert load_artifact(new.path).tables["parent"] == former.model_id
-    assert first_loss(copied, new.model_id) < 0.9 * first_loss(copied, former.model_id)
+    weights = load_artifact(new.path).model.state_dict()
+    # Steps so small leave them where they were.
+    for name, tensor in load_artifact(former.path).model.state_dict().items():
+        torch.testing.assert_close(weights[name], tensor, atol=1e-4, rtol=0)
     assert run_stage("train", copied, chain.with_settings(*WARM)).nothing_to_do, "though the champion is another now"
 
 
