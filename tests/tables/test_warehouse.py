@@ -81,7 +81,7 @@ def test_a_table_of_an_earlier_version_gets_the_columns_it_lacks_and_keeps_its_r
 def test_a_pinned_version_and_its_files_outlive_later_writes(warehouse: Warehouse, spark: SparkSession) -> None:
     def rows(token: int) -> DataFrame:
         made = [
-            (f"s{split}", "u", split, [token], [2], [None], [0], [1], 1, datetime(2025, 1, 1))
+            (f"s{split}", "u", split, [token], [2], [None], [0], [1], 1, datetime(2025, 1, 1), None, None, None, None)
             for split in ("train", "test")
         ]
         return spark.createDataFrame(made, SEQUENCES.schema)
@@ -103,7 +103,7 @@ def test_a_session_set_to_dynamic_overwriting_does_not_leave_old_partitions(
     warehouse: Warehouse, spark: SparkSession
 ) -> None:
     def rows(split: str) -> DataFrame:
-        made = [("s", "u", split, [2], [2], [None], [0], [1], 1, datetime(2025, 1, 1))]
+        made = [("s", "u", split, [2], [2], [None], [0], [1], 1, datetime(2025, 1, 1), None, None, None, None)]
         return spark.createDataFrame(made, SEQUENCES.schema)
 
     spark.conf.set("spark.sql.sources.partitionOverwriteMode", "dynamic")
