@@ -59,6 +59,7 @@ def item_vectors(training_sequences: DataFrame, config: ModelConfig, seed: int) 
     num_sessions = sessions.count()
     size = config.word2vec_size or config.embedding_size
     if num_sessions == 0:
+        sessions.unpersist()
         return np.zeros(0, dtype=np.int64), np.zeros((0, config.embedding_size))
     skip_gram = Word2Vec(
         vectorSize=size,

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_spark.config import ModelConfig
 from llm_spark.model.artifact import load_artifact, save_content, save_manifest
 from llm_spark.model.explain import explain
 from llm_spark.model.network import NextEventModel
@@ -19,18 +18,6 @@ from tests.training.sequences import table_of
 
 NUM_TOKENS, NUM_EVENT_TYPES = 15, 4
 K = 4
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = str(tmp_path_factory.mktemp("reasons") / "model")
-    torch.manual_seed(0)
-    config = ModelConfig(embedding_size=5, hidden_size=6, dense_size=7, memory_size=4)
-    model = NextEventModel(config, NUM_TOKENS, NUM_EVENT_TYPES)
-    with torch.no_grad():
-        model.head.weight.mul_(5)
-    save_manifest(folder, save_content(folder, model, {}, {}))
-    return folder
 
 
 def lists_of(

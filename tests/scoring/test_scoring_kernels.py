@@ -21,18 +21,6 @@ from tests.training.sequences import table_of
 NUM_TOKENS, NUM_EVENT_TYPES = 15, 4
 
 
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = str(tmp_path_factory.mktemp("scoring") / "model")
-    torch.manual_seed(0)
-    config = ModelConfig(embedding_size=5, hidden_size=6, dense_size=7, memory_size=4)
-    model = NextEventModel(config, NUM_TOKENS, NUM_EVENT_TYPES)
-    with torch.no_grad():
-        model.head.weight.mul_(5)  # an untrained head gives near-equal logits, whose order rounding decides
-    save_manifest(folder, save_content(folder, model, {}, {}))
-    return folder
-
-
 def collect(batches: object) -> list[dict]:
     return [record for batch in batches for record in batch.to_pylist()]
 
