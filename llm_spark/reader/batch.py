@@ -6,6 +6,7 @@ Legend: B rows of a batch, N values of all its rows, T the longest row.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from .schedule import Slab
 
 TextArray = npt.NDArray[np.object_]
 _RUN_ROWS = 16_384
-"""Rows put in order at a time: their memory is freed when their last batch is."""
+"""Rows put in order at a time, one such run ahead: their memory is freed when their last batch is."""
 
 
 @dataclass(slots=True)
@@ -88,26 +89,23 @@ class Batch(Mapping[str, Tensors]):
         return f"Batch(num_rows={self.num_rows}, columns={list(self._columns)})"
 
 
-def batches_of(parts: list[pa.RecordBatch], slab: Slab, columns: Sequence[Column]) -> Iterator[Batch]:
+def batches_of(parts: list[pa.RecordBatch], slab: Slab, columns: Sequence[Column], ahead: Executor) -> Iterator[Batch]:
     """The batches of one slab, as views of the memory of a few; empties `parts`.
 
-    A slab of one part that needs no reordering is passed through without a copy.
+    A slab of one part that needs no reordering is passed through without a copy. Rows are put in order one run ahead of
+    the one that is delivered, on `ahead`: Arrow releases the GIL, so that the consumer goes on meanwhile.
     """
     joined = _joined(parts)
-    names = [column.name for column in columns]
-    for starts in _runs(slab.starts):
-        first, last = int(starts[0]), int(starts[-1])
-        order = None if slab.order is None else pa.array(slab.order[first:last])
-        starts = starts - first
-        split = []
-        for array, column in zip(joined, columns, strict=True):
-            rows = array.slice(first, last - first) if order is None else array.take(order)
-            split.append(_split(rows, starts, column))
-        batches = [
-            Batch(num_rows, dict(zip(names, of_batch, strict=True)))
-            for num_rows, *of_batch in zip(np.diff(starts).tolist(), *split, strict=True)
-        ]
-        del rows, split
+    runs = list(_runs(slab.starts))
+    next_rows = ahead.submit(_rows_of_run, joined, slab, runs[0])
+    for number, starts in enumerate(runs):
+        rows = next_rows.result()
+        if number + 1 < len(runs):
+            next_rows = ahead.submit(_rows_of_run, joined, slab, runs[number + 1])
+        else:
+            del joined, next_rows
+        batches = _batches_of_run(rows, starts - starts[0], columns)
+        del rows
         batches.reverse()
         while batches:
             yield batches.pop()
@@ -115,7 +113,25 @@ def batches_of(parts: list[pa.RecordBatch], slab: Slab, columns: Sequence[Column
 
 def empty_batch(columns: Sequence[Column]) -> Batch:
     """A batch without rows, for a rank that ran out before the others."""
-    return next(batches_of([no_rows(columns)], Slab(0, [0], None, np.zeros(2, dtype=np.int64)), columns))
+    return _batches_of_run(no_rows(columns).columns, np.zeros(2, dtype=np.int64), columns)[0]
+
+
+def _rows_of_run(joined: Sequence[pa.Array], slab: Slab, starts: IntArray) -> list[pa.Array]:
+    """The rows of one run in order of delivery, column by column."""
+    first, last = int(starts[0]), int(starts[-1])
+    if slab.order is None:
+        return [array.slice(first, last - first) for array in joined]
+    order = pa.array(slab.order[first:last])
+    return [array.take(order) for array in joined]
+
+
+def _batches_of_run(rows: Sequence[pa.Array], starts: IntArray, columns: Sequence[Column]) -> list[Batch]:
+    names = [column.name for column in columns]
+    split = [_split(array, starts, column) for array, column in zip(rows, columns, strict=True)]
+    return [
+        Batch(num_rows, dict(zip(names, of_batch, strict=True)))
+        for num_rows, *of_batch in zip(np.diff(starts).tolist(), *split, strict=True)
+    ]
 
 
 def _joined(parts: list[pa.RecordBatch]) -> list[pa.Array]:

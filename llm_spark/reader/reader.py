@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from os import PathLike, fspath
 from typing import Any, Literal
 
@@ -263,8 +264,9 @@ class Epoch(Iterator[Batch]):
 
 
 def _batches(delivery: Delivery, columns: Sequence[Column], num_tail_steps: int) -> Iterator[Batch]:
-    for slab, parts in delivery.slabs():
-        yield from batches_of(parts, slab, columns)
+    with ThreadPoolExecutor(1, "llm_spark reader, ahead") as ahead:
+        for slab, parts in delivery.slabs():
+            yield from batches_of(parts, slab, columns, ahead)
     for _ in range(num_tail_steps):
         yield empty_batch(columns)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,8 @@ def test_an_unshuffled_list_column_shares_the_memory_that_arrow_read() -> None:
     table = pa.table({"x": pa.array([[1, 2], [3], [4]], pa.list_(pa.int32()))})
     columns = [Column("x", "ragged", pa.list_(pa.int32()), None)]
     rows = conform(table, columns, "here").slice(1)
-    [batch] = batches_of([rows], Slab(0, [0], None, np.array([0, 2])), columns)
+    with ThreadPoolExecutor(1) as ahead:
+        [batch] = batches_of([rows], Slab(0, [0], None, np.array([0, 2])), columns, ahead)
     address_of_3 = table["x"].chunk(0).values.buffers()[1].address + 2 * 4
     assert batch["x"].values.data_ptr() == address_of_3
     assert lists_of(batch["x"]) == [[3], [4]]
