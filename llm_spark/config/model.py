@@ -85,6 +85,17 @@ class ModelConfig:
         require(enough, "model.word2vec_size", self.word2vec_size, remedy)
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "give a share from 0 to below 1")
 
+    @property
+    def history_columns(self) -> tuple[str, ...]:
+        """The columns of a user's history that this model reads, in the table sequences and wherever else it is given one."""
+        columns = ("tokens", "event_types", "values", "session_starts", "event_times")
+        return (*columns, "features") if self.features else columns
+
+    @property
+    def moment_columns(self) -> tuple[str, ...]:
+        """The columns of the table sequences that say at which moments its outcomes are asked about, and what came about."""
+        return ("outcome_places", "outcome_elapsed_seconds", "outcome_labels") if self.outcomes else ()
+
 
 @dataclass(frozen=True)
 class TrainConfig:

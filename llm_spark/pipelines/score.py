@@ -20,8 +20,6 @@ from llm_spark.tables.warehouse import Warehouse
 from llm_spark.transforms.reasons import with_reasons_named
 from llm_spark.transforms.sequences import latest_histories, tokenized_steps
 
-_MODEL_INPUTS = ("user_id", "tokens", "event_types", "values", "session_starts", "event_times", "session_open")
-
 
 def score(warehouse: Warehouse, config: Config, account: Account) -> None:
     """Write the top k next items of every user as of a day, in place of what that day held."""
@@ -56,7 +54,7 @@ def score(warehouse: Warehouse, config: Config, account: Account) -> None:
         steps = all_steps.where(F.col("event_time") < night)
         histories = latest_histories(steps, config.sequences.max_tokens, model.values.fill)
         inputs = histories.withColumn("session_open", _session_open(config, night))
-        inputs = inputs.select(*_MODEL_INPUTS, *(["features"] if with_features else []))
+        inputs = inputs.select("user_id", *model.config.history_columns, "session_open")
         kernel = functools.partial(
             recommend,
             artifact_path=model.path,

@@ -3,6 +3,15 @@ well the model foresaw what came.
 """
 
 from llm_spark.scoring.kernels import RECOMMEND_DDL, TARGET_RANKS_DDL, recommend, target_ranks
-from llm_spark.scoring.outcomes import FORETELL_DDL, foretell
+from llm_spark.scoring.outcomes import FORETELL_DDL, LABELLED_MOMENTS_DDL, foretell, labelled_moments
 
-__all__ = ["FORETELL_DDL", "RECOMMEND_DDL", "TARGET_RANKS_DDL", "foretell", "recommend", "target_ranks"]
+__all__ = [
+    "FORETELL_DDL",
+    "LABELLED_MOMENTS_DDL",
+    "RECOMMEND_DDL",
+    "TARGET_RANKS_DDL",
+    "foretell",
+    "labelled_moments",
+    "recommend",
+    "target_ranks",
+]

@@ -5,6 +5,7 @@ Shape suffixes: B rows, N tokens.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from llm_spark.errors import DataError
 from llm_spark.model.history import HistoryBatch
+from llm_spark.model.outcomes import Moments
 
 
 def like_shaped_slices(batch: pa.RecordBatch, batch_rows: int) -> Iterator[pa.RecordBatch]:
@@ -52,6 +54,23 @@ def history_batch(rows: pa.RecordBatch, num_features: int = 0) -> HistoryBatch:
         )
     except ValueError as error:
         raise DataError(f"the sequences are damaged: {error}; run the sequences stage again") from error
+
+
+def with_moments(rows: pa.RecordBatch, histories: HistoryBatch, num_outcomes: int) -> HistoryBatch:
+    """The histories of these rows with what is asked of them, in the columns outcome_*. Raises DataError for damaged rows."""
+    places = _list_column(rows, "outcome_places")
+    try:
+        moments = Moments.from_columns(
+            _values(places, np.int64),
+            _offsets(places),
+            _values(_list_column(rows, "outcome_elapsed_seconds"), np.int64),
+            _values(_list_column(rows, "outcome_labels"), np.float32),
+            histories.row_offsets,
+            num_outcomes,
+        )
+    except ValueError as error:
+        raise DataError(f"the sequences are damaged: {error}; run the sequences stage again") from error
+    return dataclasses.replace(histories, moments=moments)
 
 
 def _list_column(rows: pa.RecordBatch, name: str) -> pa.ListArray:

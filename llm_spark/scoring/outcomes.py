@@ -1,10 +1,11 @@
-"""The outcome kernel: for every user the chance of each configured event within its days, or the amount.
+"""The outcome kernels: for every user the chance of each configured event within its days, or the amount; and, to judge that
+by, the same at every moment whose outcome is known.
 
-As the kernels beside it, for Spark's `mapInArrow`:
+As the kernels beside them, for Spark's `mapInArrow`:
 
     histories.mapInArrow(functools.partial(foretell, artifact_path=path, batch_rows=256), FORETELL_DDL)
 
-Shape suffixes: B rows, O outcomes.
+Shape suffixes: B rows, L moments, O outcomes.
 """
 
 from __future__ import annotations
@@ -17,12 +18,24 @@ import torch
 
 from llm_spark.errors import UserError
 from llm_spark.model.history import HistoryBatch
-from llm_spark.scoring.histories import history_batch, like_shaped_slices
+from llm_spark.scoring.histories import history_batch, like_shaped_slices, with_moments
 from llm_spark.scoring.kernels import loaded_model
 
 FORETELL_DDL = "user_id string, outcome string, value float"
 
+LABELLED_MOMENTS_DDL = "user_id string, outcome string, label double, prediction double, frequency float, tenure float, monetary float, recency float"
+
 _FORETELL_SCHEMA = pa.schema([("user_id", pa.string()), ("outcome", pa.string()), ("value", pa.float32())])
+
+_LABELLED_MOMENTS_SCHEMA = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("outcome", pa.string()),
+        ("label", pa.float64()),
+        ("prediction", pa.float64()),
+        *((name, pa.float32()) for name in ("frequency", "tenure", "monetary", "recency")),
+    ]
+)
 
 
 def foretell(batches: Iterator[pa.RecordBatch], artifact_path: str, batch_rows: int) -> Iterator[pa.RecordBatch]:
@@ -46,6 +59,48 @@ def foretell(batches: Iterator[pa.RecordBatch], artifact_path: str, batch_rows: 
             outcomes = pa.array(names * rows.num_rows, pa.string())
             values = pa.array(values_BO.ravel(), pa.float32(), mask=np.isnan(values_BO.ravel()))
             yield pa.RecordBatch.from_arrays([users, outcomes, values], schema=_FORETELL_SCHEMA)
+
+
+def labelled_moments(
+    batches: Iterator[pa.RecordBatch], artifact_path: str, batch_rows: int, foretold: bool
+) -> Iterator[pa.RecordBatch]:
+    """One row for each moment and outcome whose label is known: what came about, and what the model says.
+
+    In: the columns of `foretell` and outcome_places, outcome_elapsed_seconds, outcome_labels. Out (LABELLED_MOMENTS_DDL):
+    `label` is 0 or 1, or log(1 + amount); `prediction` is the logit of the probability, or the foretold log(1 + amount), null
+    unless `foretold`. The four numbers are what direct marketing goes by, each as log(1 + .): visits so far, seconds from the
+    first to the latest event, sum of the values, and seconds since the latest event. Raises UserError as `foretell`.
+    """
+    model = loaded_model(artifact_path).model
+    names = [outcome.name for outcome in model.config.outcomes]
+    if not names:
+        raise UserError(f"the model at '{artifact_path}' foretells no outcome: give model.outcomes and train it again")
+    for batch in batches:
+        for rows in like_shaped_slices(batch, batch_rows):
+            histories = with_moments(rows, history_batch(rows, len(model.config.features)), len(names))
+            moments = histories.moments
+            assert moments is not None
+            numbers_LA = histories.moment_numbers().numpy()
+            labels_LO = moments.labels_LO.numpy().astype(np.float64)
+            predictions_LO = np.full_like(labels_LO, np.nan)
+            if foretold and len(labels_LO):
+                with torch.inference_mode():
+                    outputs_LO = model.forward_heads(histories)[2]
+                assert outputs_LO is not None
+                predictions_LO = outputs_LO.numpy().astype(np.float64)
+            moment, outcome = (~np.isnan(labels_LO)).nonzero()
+            row_L = np.searchsorted(histories.row_offsets.numpy(), moments.place_L.numpy(), side="right") - 1
+            predicted = predictions_LO[moment, outcome]
+            yield pa.RecordBatch.from_arrays(
+                [
+                    rows.column("user_id").take(pa.array(row_L[moment])),
+                    pa.array(names, pa.string()).take(pa.array(outcome)),
+                    pa.array(labels_LO[moment, outcome]),
+                    pa.array(predicted, pa.float64(), mask=np.isnan(predicted)),
+                    *(pa.array(numbers_LA[moment, number]) for number in range(numbers_LA.shape[1])),
+                ],
+                schema=_LABELLED_MOMENTS_SCHEMA,
+            )
 
 
 def _elapsed(rows: pa.RecordBatch, histories: HistoryBatch) -> torch.Tensor:

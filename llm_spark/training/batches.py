@@ -23,14 +23,12 @@ from llm_spark.tokens import FIRST_ITEM_TOKEN
 from llm_spark.training.distributed import Ranks
 from llm_spark.training.job import TrainingJob
 
-COLUMNS = ["tokens", "event_types", "values", "event_times", "session_starts", "first_target"]
-MOMENT_COLUMNS = ["outcome_places", "outcome_elapsed_seconds", "outcome_labels"]
 STATISTICS_BATCH_ROWS = 1024
 
 
 def columns_of(config: ModelConfig) -> list[str]:
     """The columns of the sequences table that this model reads."""
-    return COLUMNS + (["features"] if config.features else []) + (MOMENT_COLUMNS if config.outcomes else [])
+    return [*config.history_columns, "first_target", *config.moment_columns]
 
 
 class Batches(Protocol):

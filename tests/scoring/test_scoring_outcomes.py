@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,8 +15,8 @@ from llm_spark.config import ModelConfig, OutcomeConfig
 from llm_spark.errors import DataError, UserError
 from llm_spark.model.artifact import load_artifact, save_content, save_manifest
 from llm_spark.model.network import NextEventModel
-from llm_spark.scoring import foretell
-from tests.model.histories import Row, batch_of, random_rows, row, with_features
+from llm_spark.scoring import foretell, labelled_moments
+from tests.model.histories import Row, batch_of, prefix, random_rows, row, with_features, with_moments
 from tests.training.sequences import table_of
 
 NUM_TOKENS, NUM_EVENT_TYPES = 15, 4
@@ -101,3 +102,61 @@ def test_a_model_that_foretells_nothing_says_what_to_do(tmp_path: Path) -> None:
     folder = saved(str(tmp_path / "model"), [])
     with pytest.raises(UserError, match=r"foretells no outcome: give model\.outcomes and train it again"):
         list(foretell(iter([]), folder, 8))
+
+
+def asked(rows: list[Row], artifact: str, foretold: bool = True, batch_rows: int = 64, chunk: int = 1000) -> list[dict]:
+    made = labelled_moments(iter(table_of(rows).to_batches(chunk)), artifact, batch_rows, foretold)
+    return sorted((r for batch in made for r in batch.to_pylist()), key=lambda r: str((r["user_id"], r["outcome"], r)))
+
+
+def test_each_moment_is_answered_as_its_prefix_alone_and_those_without_a_label_are_left_out(artifact: str) -> None:
+    rows = with_moments(histories(6, seed=3), 2, seed=4)
+    model = load_artifact(artifact).model
+    expected = []
+    for user, one_row in enumerate(rows):
+        moments = zip(
+            one_row["outcome_places"], one_row["outcome_elapsed_seconds"], one_row["outcome_labels"], strict=True
+        )
+        for place, elapsed, labels in moments:
+            told = model.outcomes(batch_of([prefix(one_row, place + 1)]), torch.tensor([float(elapsed)]))[0].tolist()
+            for outcome, label, value in zip(("returns", "spend"), labels, told, strict=True):
+                if not math.isnan(label):
+                    expected.append((f"u{user}", outcome, label, value))
+    found = []
+    for r in asked(rows, artifact):
+        is_amount = r["outcome"] == "spend"
+        value = math.expm1(max(0.0, r["prediction"])) if is_amount else 1 / (1 + math.exp(-r["prediction"]))
+        found.append((r["user_id"], r["outcome"], r["label"], value))
+    assert len(found) == len(expected) > 10
+    for one, other in zip(sorted(found), sorted(expected), strict=True):
+        assert one == (*other[:2], pytest.approx(other[2], rel=1e-6), pytest.approx(other[3], rel=1e-4, abs=1e-6))
+
+
+def test_moments_do_not_depend_on_batches_and_are_told_without_the_model_where_nothing_is_foretold(
+    artifact: str,
+) -> None:
+    rows = with_moments(histories(9, seed=5), 2, seed=6)
+    whole = asked(rows, artifact, foretold=False)
+    assert {r["prediction"] for r in whole} == {None}
+    assert asked(rows, artifact, foretold=False, batch_rows=2, chunk=3) == whole
+    kept = ("user_id", "outcome", "label", "frequency", "tenure", "monetary", "recency")
+    by_model = asked(rows, artifact)
+    assert sorted(str([r[k] for k in kept]) for r in by_model) == sorted(str([r[k] for k in kept]) for r in whole)
+
+
+def test_the_numbers_of_a_moment_by_hand(artifact: str) -> None:
+    (visits,) = with_features([row([[2, 3], [4]])], 1, seed=1)
+    visits |= {"event_times": [100, 160, 1100], "values": [5.0, float("nan"), 7.0]}
+    visits |= {"outcome_places": [1, 2], "outcome_elapsed_seconds": [40, 0]}
+    visits["outcome_labels"] = [[1.0, float("nan")], [0.0, float("nan")]]
+    found = [[r[name] for name in ("frequency", "tenure", "monetary", "recency")] for r in asked([visits], artifact)]
+    # After the second event one visit, sixty seconds, 5 spent, forty seconds ago; after the third two, 1,000, 12, just now.
+    first, second = [math.log1p(x) for x in (1, 60, 5, 40)], [math.log1p(x) for x in (2, 1000, 12, 0)]
+    assert sorted(found) == [pytest.approx(first, rel=1e-6), pytest.approx(second, rel=1e-6)]
+
+
+def test_damaged_moments_are_named(artifact: str) -> None:
+    (one_row,) = with_moments(histories(1, seed=1), 2, seed=2)
+    one_row |= {"outcome_places": [99], "outcome_elapsed_seconds": [0], "outcome_labels": [[1.0, 1.0]]}
+    with pytest.raises(DataError, match="outcome_places names a position outside its row"):
+        asked([one_row], artifact)

@@ -1,0 +1,76 @@
+"""How well the model foretells its outcomes on the test split, beside a regression on recency, frequency and monetary value."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from llm_spark.evaluation.estimates import Estimate
+from llm_spark.evaluation.outcomes import MODEL, RFM, outcome_estimates, outcome_metrics, rfm_predictions
+from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.registry import Champion
+from llm_spark.scoring import LABELLED_MOMENTS_DDL, labelled_moments
+
+Figures = dict[tuple[str, str | None], list[Estimate]]
+
+
+def outcome_figures(
+    model: Champion, training: DataFrame, test: DataFrame, batch_rows: int, account: Account
+) -> Figures:
+    """(recommender, against) -> figures of every outcome of this model, from all moments of the test rows whose outcome is known by now; empty
+    for a model that foretells none.
+    """
+    outcomes = model.config.outcomes
+    if not outcomes:
+        return {}
+    asked = _moments(test, model, batch_rows, foretold=True).persist(StorageLevel.MEMORY_AND_DISK)
+    taught = _moments(training, model, batch_rows, foretold=False).persist(StorageLevel.MEMORY_AND_DISK)
+    told = [asked.withColumn("recommender", F.lit(MODEL))]
+    for outcome in outcomes:
+        try:
+            told.append(rfm_predictions(taught, asked, outcome).withColumn("recommender", F.lit(RFM)))
+        except ValueError as error:
+            account.remarks.append(f"'{outcome.name}' is not held against a regression: {error}")
+    found = outcome_estimates(outcome_metrics(functools.reduce(DataFrame.unionByName, told), outcomes))
+    asked.unpersist()
+    taught.unpersist()
+    judged = {e.name.split(".")[0] for estimates in found.values() for e in estimates}
+    for outcome in outcomes:
+        if outcome.name not in judged:
+            account.remarks.append(
+                f"'{outcome.name}' is not judged: no window of {outcome.within_days:g} days after a test event is closed yet; "
+                "move sequences.validation_until back, or wait"
+            )
+    return found
+
+
+def _moments(sequences: DataFrame, model: Champion, batch_rows: int, foretold: bool) -> DataFrame:
+    """LABELLED_MOMENTS_DDL of these rows."""
+    kernel = functools.partial(labelled_moments, artifact_path=model.path, batch_rows=batch_rows, foretold=foretold)
+    columns = sequences.select("user_id", *model.config.history_columns, *model.config.moment_columns)
+    num_tasks = sequences.sparkSession.sparkContext.defaultParallelism
+    return columns.repartition(num_tasks, "user_id").mapInArrow(kernel, LABELLED_MOMENTS_DDL)
+
+
+def outcome_lines(found: Mapping[tuple[str, str | None], Sequence[Estimate]]) -> list[str]:
+    """One line an outcome and measure: the model, the regression, and how far they are apart."""
+    shown = ("auc", "average_precision", "brier", "squared_error_log")
+    by_name = {(key, e.name): e for key, estimates in found.items() for e in estimates if e.slice == "all"}
+    lines = []
+    for name in sorted({name for _, name in by_name if name.split(".")[-1] in shown}):
+        mine = by_name[(MODEL, None), name]
+        line = f"{name.replace('.', ': ').replace('_', ' ')} {_told(mine)} over {mine.num_examples:,} moments"
+        if ((RFM, None), name) in by_name:
+            line += f"; a regression on recency, frequency and monetary value {_told(by_name[(RFM, None), name])}"
+            line += f"; difference {_told(by_name[(MODEL, RFM), name], '+')}"
+        lines.append(line)
+    return lines
+
+
+def _told(estimate: Estimate, sign: str = "") -> str:
+    bounds = "" if estimate.ci_low is None else f" [{estimate.ci_low:{sign}.3f}, {estimate.ci_high:{sign}.3f}]"
+    return f"{estimate.value:{sign}.3f}{bounds}"
