@@ -276,7 +276,11 @@ PREDICTIONS = Table(
         ("rank", t.IntegerType(), "1 is the likeliest"),
         ("item_id", TEXT, "the item, as in events"),
         ("score", t.DoubleType(), "logit"),
-        ("probability", t.DoubleType(), "softmax over the whole vocabulary"),
+        (
+            "probability",
+            t.DoubleType(),
+            "softmax over the whole vocabulary, at the temperature that makes it hold on validation",
+        ),
         (
             "reasons",
             t.ArrayType(

@@ -41,6 +41,11 @@ class LoadedModel:
     manifest_sha256: str
     """Identifies the artifact's whole content."""
 
+    @property
+    def temperature(self) -> float:
+        """What its logits are divided by to make probabilities; 1 where none was fitted."""
+        return float(self.config.get("temperature", 1.0))
+
 
 def locate(path: str) -> tuple[Any, str]:
     """The fsspec file system of a path or URL, and the path in it. Raises UserError where none is installed for it."""

@@ -34,9 +34,14 @@ def rank_targets(contexts_PD: Tensor, targets_P: Tensor, weight_VD: Tensor, bias
 
 @torch.no_grad()
 def top_items(
-    contexts_BD: Tensor, k: int, weight_VD: Tensor, bias_V: Tensor, excluded: tuple[Tensor, Tensor] | None = None
+    contexts_BD: Tensor,
+    k: int,
+    weight_VD: Tensor,
+    bias_V: Tensor,
+    excluded: tuple[Tensor, Tensor] | None = None,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The k best items of each row, best first: tokens, logits and softmax probabilities, each [B, K].
+    """The k best items of each row, best first: tokens, logits and probabilities softmax(logits / temperature), each [B, K].
 
     `excluded` is (rows, tokens), two int64 vectors: those pairs are left out of the lists; the probabilities stay
     those over all items. K is the smaller of k and the number of items; places that exclusion leaves unfilled have
@@ -48,7 +53,7 @@ def top_items(
     num_rows = chunk_rows(len(bias_I))
     for first in range(0, len(contexts_BD), num_rows):
         logits_CI = F.linear(contexts_BD[first : first + num_rows], weight_ID, bias_I).float()
-        log_sum_C1 = logits_CI.logsumexp(dim=1, keepdim=True)
+        log_sum_C1 = (logits_CI / temperature).logsumexp(dim=1, keepdim=True)
         if excluded is not None:
             rows, seen = excluded
             here = is_item(seen) & (seen < len(bias_V)) & (rows >= first) & (rows < first + num_rows)
@@ -56,7 +61,7 @@ def top_items(
         best_CK, items_CK = logits_CI.topk(num_listed, dim=1)
         tokens.append(items_CK + FIRST_ITEM_TOKEN)
         scores.append(best_CK)
-        probabilities.append((best_CK - log_sum_C1).exp())
+        probabilities.append((best_CK / temperature - log_sum_C1).exp())
     if not tokens:
         empty = torch.zeros(0, num_listed)
         return empty.long(), empty, empty

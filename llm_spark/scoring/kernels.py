@@ -107,13 +107,15 @@ def recommend(
     In: user_id, tokens, event_types, values, session_starts, event_times, and features where the model has any, one row
     a user; and, where given, a boolean `session_open`. Where that is false the user's last session has ended, and what is predicted is the
     first item of the next visit, from the long-term memory; where true, or not given, the next item of the current
-    session. Out (RECOMMEND_DDL): `score` is the logit, `probability` the softmax over all items. With
+    session. Out (RECOMMEND_DDL): `score` is the logit, `probability` the softmax over all items at
+    the temperature that was fitted on validation. With
     `exclude_seen`, items of the row's history are left out of the list, and the probabilities of the others stay as
     they are. `reasons` are the `num_reasons` past items that raised the score most, strongest first (model/explain.py),
     `memory_weight` is what all sessions before the current one added to it together; both are given for the first
     `num_explained` of each list, and null for the others and where `num_reasons` is 0.
     """
-    model = loaded_model(artifact_path).model
+    loaded = loaded_model(artifact_path)
+    model = loaded.model
     for batch in batches:
         for rows in like_shaped_slices(batch, batch_rows):
             histories = history_batch(rows, len(model.config.features))
@@ -130,6 +132,7 @@ def recommend(
                     k,
                     *model.output_layer(),
                     (row_of_token_N, histories.tokens_N) if exclude_seen else None,
+                    loaded.temperature,
                 )
             listed_BK = torch.isfinite(scores_BK)
             listed = listed_BK.numpy()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from llm_spark.config import TrainConfig
 from llm_spark.errors import UserError
+from llm_spark.model.calibration import fit_temperature
 from llm_spark.model.history import HistoryBatch
 from llm_spark.model.losses import NegativeSampler, full_cross_entropy, is_item, sampled_cross_entropy
 from llm_spark.model.network import NextEventModel
@@ -44,6 +45,8 @@ FINAL_LEARNING_RATE_SHARE = 0.1
 NUM_LOSS_METRICS = 200
 """About so many points of the loss curve go to the metrics, however long the run."""
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+NUM_CALIBRATION_TARGETS = 8192
+"""Validation targets, over all ranks, that the temperature is fitted on: it is one number, known from these to about a percent."""
 FIRST_LOSS_SCALE = 1024.0
 """Of fp16. Torch's 65,536 is meant for a mean; the loss here is a sum over hundreds of targets."""
 SMALLEST_LOSS_SCALE = 1.0
@@ -127,6 +130,7 @@ class Trainer:
         if best.weights is not None:
             self.model.load_state_dict(best.weights)
         self.model.eval()
+        result.temperature = self._temperature()
         return result
 
     def _train_epoch(self) -> None:
@@ -206,6 +210,28 @@ class Trainer:
             self.on_step(None)
         loss_sum, num_hits, num_targets = self.ranks.sum_over_ranks(totals.to(self.ranks.device)).tolist()
         return (loss_sum / num_targets, num_hits / num_targets) if num_targets else None
+
+    @torch.no_grad()
+    def _temperature(self) -> float:
+        """What the logits are to be divided by, so that the probabilities hold, from some of all ranks' validation targets."""
+        if not self.model.config.next_item_weight:
+            return 1.0
+        num_wanted = NUM_CALIBRATION_TARGETS // self.ranks.world_size
+        contexts, targets = [], []
+        for batch in self.source.validation():
+            with self._autocast:
+                contexts_PD, targets_P = self.model.forward_states(batch.to(self.ranks.device, non_blocking=True))
+            kept_P = is_item(targets_P)
+            contexts.append(contexts_PD[kept_P][:num_wanted].float())
+            targets.append(targets_P[kept_P][:num_wanted])
+            num_wanted -= len(targets[-1])
+            self.on_step(None)
+            if num_wanted <= 0:
+                break
+        weight_VD, bias_V = self.model.output_layer()
+        if not targets:
+            contexts, targets = [weight_VD[:0].float()], [torch.zeros(0, dtype=torch.long, device=weight_VD.device)]
+        return fit_temperature(torch.cat(contexts), torch.cat(targets), weight_VD, bias_V, self.ranks.sum_over_ranks)
 
     def _step(self, batch: HistoryBatch, rate: float) -> tuple[float, float, float, bool]:
         """One optimizer step of all ranks; returns loss sum, targets and tokens of the global batch, and whether to write a checkpoint."""

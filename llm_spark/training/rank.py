@@ -126,8 +126,9 @@ def train_rank(job: TrainingJob, ranks: Ranks, on_step: OnStep) -> dict[str, Any
     result: dict[str, Any] = {"num_steps": fitted.num_steps, "final_loss": fitted.final_loss}
     if ranks.rank == 0:
         checkpoints.check_owner()
+        settings = {"train": dataclasses.asdict(config), "temperature": fitted.temperature}
         result |= {
-            "files": save_content(job.artifact_path, model, {"train": dataclasses.asdict(config)}, job.provenance),
+            "files": save_content(job.artifact_path, model, settings, job.provenance),
             "num_tokens": fitted.num_tokens,
             "num_parameters": sum(p.numel() for p in model.parameters()),
             "best_step": fitted.best_step,

@@ -29,6 +29,8 @@ class FitResult:
     final_loss: float = math.nan
     best_step: int = 0
     best_recall: float | None = None
+    temperature: float = 1.0
+    """What logits are divided by to make probabilities, fitted on validation."""
     resumed_at_step: int | None = None
     """The last checkpoint's, where the run had one to go on from."""
     losses: list[float] = field(default_factory=list)

@@ -113,6 +113,23 @@ def test_recommended_items_are_the_models_best_with_their_softmax(artifact: str)
         assert record["probability"] == pytest.approx(logits[user].softmax(0)[record["token"]].item(), rel=1e-4)
 
 
+def test_probabilities_are_softened_by_the_temperature_of_the_artifact_and_scores_are_not(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 5, "hidden_size": 6, "dense_size": 7, "memory_size": 4}
+    model = NextEventModel(ModelConfig(**sizes), NUM_TOKENS, NUM_EVENT_TYPES)
+    lists = {}
+    for temperature in (1.0, 2.0):
+        folder = str(tmp_path / str(temperature))
+        save_manifest(folder, save_content(folder, model, {"temperature": temperature}, {}))
+        lists[temperature] = lists_of(random_rows(3, NUM_TOKENS, NUM_EVENT_TYPES, seed=1), folder, k=NUM_TOKENS - 2)
+    plain, softened = lists[1.0], lists[2.0]
+    assert [(r["token"], r["score"]) for r in plain] == [(r["token"], r["score"]) for r in softened]
+    for user in {r["user_id"] for r in plain}:
+        square_roots = [math.sqrt(r["probability"]) for r in plain if r["user_id"] == user]
+        expected = [root / sum(square_roots) for root in square_roots]
+        assert [r["probability"] for r in softened if r["user_id"] == user] == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_closed_session_is_followed_by_the_next_visits_first_item(artifact: str) -> None:
     history = row([[2, 3, 4], [5, 6]])
     table = table_of([history, history]).append_column("session_open", pa.array([True, False]))

@@ -115,9 +115,9 @@ def test_progress_tells_every_step_and_is_alive_while_validating() -> None:
         in_batches(random_rows(16, NUM_TOKENS, 4, seed=1)), in_batches(random_rows(24, NUM_TOKENS, 4, seed=2))
     )
     _, result = fitted(source, num_epochs=2.0, progress=heard)
-    assert [p and p.step for p in heard] == [1, 2, None, None, None, 3, 4, None, None, None]
-    assert heard[-4].num_steps == 4
-    assert heard[-4].seconds_left == 0
+    assert [p and p.step for p in heard] == [1, 2, None, None, None, 3, 4, *[None] * 6]
+    assert heard[-7].num_steps == 4
+    assert heard[-7].seconds_left == 0
     assert result.num_tokens == 2 * sum(batch.num_tokens for batch in source.training(0))
 
 
@@ -163,3 +163,28 @@ def test_validation_without_any_target_keeps_the_last_weights() -> None:
     _, result = fitted(source, num_epochs=2.0)
     assert result.best_recall is None
     assert result.best_step == result.num_steps == 4
+
+
+def test_the_temperature_makes_validation_as_likely_as_it_can_be() -> None:
+    # Validation is drawn at random: a model sure of its training rows has to be softened.
+    validation = in_batches(random_rows(64, NUM_TOKENS, 4, seed=9), 16)
+    source = InMemory(in_batches(cyclic_rows(64, 10, seed=1), 32), validation)
+    model, result = fitted(source, num_epochs=20.0, patience=100)
+    assert result.temperature > 1.5
+
+    def loss(temperature: float) -> float:
+        total = 0.0
+        for batch in source.validation():
+            with torch.no_grad():
+                contexts_PD, targets_P = model.forward_states(batch)
+                logits_PI = (contexts_PD @ model.output_layer()[0][2:].T + model.output_layer()[1][2:]) / temperature
+            kept_P = targets_P > 1
+            total += float(torch.nn.functional.cross_entropy(logits_PI[kept_P], targets_P[kept_P] - 2, reduction="sum"))
+        return total
+
+    assert loss(result.temperature) < min(loss(result.temperature * 0.7), loss(result.temperature / 0.7), loss(1.0))
+
+
+def test_without_validation_the_temperature_is_one() -> None:
+    _, result = fitted(InMemory(in_batches(cyclic_rows(16, 10, seed=1), 8)), num_epochs=1.0)
+    assert result.temperature == 1.0
