@@ -111,8 +111,8 @@ def test_writing_checkpoints_changes_nothing(uninterrupted: tuple, tmp_path: Pat
     assert_same_run(run(memory_source(), tmp_path), uninterrupted)
 
 
-# 10 steps and 3 validations of one batch each
-@pytest.mark.parametrize("stop_after", range(1, NUM_STEPS + 3 + 1))
+# 10 steps, 3 validations of one batch each, and that batch once more for the temperature
+@pytest.mark.parametrize("stop_after", range(1, NUM_STEPS + 4 + 1))
 @pytest.mark.parametrize("interval", [1, 3])
 def test_a_run_stopped_anywhere_and_taken_up_again_ends_in_the_same_weights(
     uninterrupted: tuple, tmp_path: Path, stop_after: int, interval: int
@@ -122,15 +122,17 @@ def test_a_run_stopped_anywhere_and_taken_up_again_ends_in_the_same_weights(
     torch.rand(7)  # a new process has other random numbers
     again = run(memory_source(), tmp_path, interval=interval)
     assert_same_run(again, uninterrupted)
-    num_done = stop_after - (stop_after > 4) - (stop_after > 9) - (stop_after > 12)
+    num_done = stop_after - (stop_after > 4) - (stop_after > 9) - (stop_after > 12) - (stop_after > 13)
     assert (again[1].resumed_at_step or 0) == num_done // interval * interval
 
 
 def stopped_again_and_again(source: Any, folder: Path, config: TrainConfig) -> tuple[NextEventModel, FitResult]:
-    """Two calls at a time: a step at least, for after the last step of an epoch validation comes first."""
+    """Three calls at a time: a step at least, for after the last step of an epoch validation comes first, and after the last one's the
+    temperature.
+    """
     while True:
         try:
-            return run(source, folder, 2, config)
+            return run(source, folder, 3, config)
         except Interrupted:
             continue
 
