@@ -11,10 +11,10 @@ from llm_spark.simulation.process import Process
 from tests.benchmarks.quality.histories import Histories, InMemorySource
 from tests.benchmarks.quality.online_retail import Invoices
 from tests.benchmarks.quality.published_cuts import Beauty, Yoochoose
-from tests.benchmarks.quality.rsc15 import RivalLists, read_sessions
 from tests.benchmarks.quality.simulator import oracle_histories, users_of
 from tests.benchmarks.quality.training import ROOT, SHARED_DATA
 from tests.benchmarks.quality.users import Targets, User, markov_ranks, popularity_ranks, windows
+from tests.rsc15_lists import RivalLists, read_sessions
 
 HOUR = 3600
 
