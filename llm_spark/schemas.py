@@ -251,17 +251,53 @@ TRAINING_METRICS = Table(
 
 EVALUATION = Table(
     "evaluation",
-    "One metric of one model or baseline on the test split",
+    "One metric of one recommender on a slice of the test positions, or how much one has more of it than another",
     "evaluate",
     _columns(
         ("model_id", TEXT, "the model that the run evaluated"),
-        ("recommender", TEXT, "whose figure this is: model, or the name of a baseline"),
-        ("slice", TEXT, "all, first_in_session or within_session"),
-        ("name", TEXT, "accuracy, recall@k, mrr@k, ndcg@k"),
-        ("value", t.DoubleType(), "mean over the predicted positions"),
-        ("ci_low", t.DoubleType(), "lower end of the 95 % interval, positions of one user counted as dependent"),
+        ("recommender", TEXT, "whose figure this is: model, champion, or the name of a baseline"),
+        (
+            "against",
+            TEXT,
+            "the recommender whose figure on the same positions was subtracted, the two resampled alike; null for the figure itself",
+        ),
+        (
+            "slice",
+            TEXT,
+            "the positions it is of: all; by place in the session first_in_session or within_session, and of the latter session_position_1, "
+            "session_position_2_to_4, session_position_5_to_9, session_position_10_or_more; by the sessions that the user had before, in the "
+            "row of sequences, history_new (none), history_few (1 to 4), history_many (5 or more); by the time since the event before "
+            "gap_below_minute, gap_below_hour, gap_below_day, gap_below_week, gap_week_or_more, each from where the one before ends; by the "
+            "popularity in training of the item that came item_popularity_decile_1 (the least popular tenth of the items) to "
+            "item_popularity_decile_10, item_unknown (not in the vocabulary)",
+        ),
+        (
+            "name",
+            TEXT,
+            "accuracy, recall@k, mrr@k, ndcg@k: means over positions, with one relevant item each, so that what others call the hit rate over "
+            "positions is recall@k. Of all positions also hit_rate@k: share of sessions with a hit within k at any position; "
+            "novelty@k: bits of self-information of a recommended item; "
+            "popularity_bias@k: popularity percentile of a recommended item less that of the item that came, from -1 to 1; diversity@k: "
+            "share of pairs in a list whose evaluate.diversity_attribute differs; coverage@k: share of the vocabulary in any list",
+        ),
+        (
+            "value",
+            t.DoubleType(),
+            "the metric; the true item's rank is among the whole vocabulary, with ties counted against it",
+        ),
+        (
+            "ci_low",
+            t.DoubleType(),
+            "lower end of the 95 % interval, users being what is sampled: a bootstrap's percentile, of coverage@k by a jackknife; "
+            "null where a single user is all there is",
+        ),
         ("ci_high", t.DoubleType(), "upper end"),
-        ("num_examples", LONG, "predicted positions"),
+        (
+            "num_examples",
+            LONG,
+            "what the value is a mean over: predicted positions; of hit_rate@k sessions, of novelty@k and popularity_bias@k recommended "
+            "items, of diversity@k lists; of coverage@k the positions whose lists were looked at",
+        ),
         ("sequences_version", LONG, "version of the sequences table it was measured on"),
     ),
 )

@@ -1,65 +1,96 @@
-"""Ranking metrics over all predicted positions, computed in Spark.
+"""Ranking and list metrics of one recommender over all test positions: one pass in Spark, of which only sums reach the driver.
 
-A ranks frame has one row a predicted position: user_id, session_position, rank. Rank 1 is the best of the whole vocabulary, ties count
-against us, and null means that the true item is not in the vocabulary: a miss at every k.
+A ranks frame has one row a predicted position: sequence_id, user_id, position, session_position, token, rank, top. Rank 1 is the best of
+the whole vocabulary, ties count against us, and null means that the true item is not in the vocabulary: a miss at every k. `top` lists
+the first tokens that are recommended there, best first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 
-from pyspark.sql import Column, DataFrame
+import pyarrow as pa
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
-NORMAL_975 = 1.959963984540054
+from llm_spark.evaluation.items import Items
+from llm_spark.evaluation.sums_kernel import SUMS_DDL, MetricRules, merged_sums, partial_sums
+from llm_spark.tokens import UNKNOWN_TOKEN
 
 
-def _gains(ks: Sequence[int]) -> dict[str, Column]:
-    """Each metric's contribution of one position. One relevant item a position, so NDCG@k = 1 / log2(1 + rank) within k (Jarvelin 2002)."""
-    rank = F.col("rank")
+def item_popularity(
+    vocabulary: DataFrame, training_sequences: DataFrame, categories: DataFrame | None = None
+) -> DataFrame:
+    """One row an item of the vocabulary: token, num_events (how often training predicts it), category (a code from 1; 0 for none).
 
-    def within(k: int, gain: Column) -> Column:
-        return F.when(rank <= k, gain).otherwise(F.lit(0.0))
-
-    gains = {"accuracy": within(1, F.lit(1.0))}
-    for k in ks:
-        gains[f"recall@{k}"] = within(k, F.lit(1.0))
-        gains[f"mrr@{k}"] = within(k, 1.0 / rank)
-        gains[f"ndcg@{k}"] = within(k, 1.0 / F.log2(1.0 + rank))
-    return gains
-
-
-def ranking_metrics(ranks: DataFrame, ks: Sequence[int]) -> DataFrame:
-    """slice, name, value, ci_low, ci_high, num_examples.
-
-    A value is the mean over positions. Its 95 % interval takes the user as the unit of sampling: mean +- 1.96 s with
-    s^2 = sum_u (gain_u - mean * n_u)^2 / n^2, the linearised variance of a ratio (Cochran, Sampling Techniques, 6.3). One user alone has no interval.
+    `categories` is (item_id, category), at most one row an item.
     """
-    gains = _gains(ks)
-    place = F.when(F.col("session_position") == 0, "first_in_session").otherwise("within_session")
-    sliced = ranks.select("user_id", "rank", F.explode(F.array(F.lit("all"), place)).alias("slice"))
-    by_user = sliced.groupBy("slice", "user_id").agg(
-        F.count("*").alias("num_positions"), *[F.sum(gain).alias(name) for name, gain in gains.items()]
+    # Only what a row predicts: its context was predicted in another row.
+    predicted = F.slice("tokens", F.col("first_target") + 1, F.size("tokens"))
+    counts = (
+        training_sequences.select(F.explode(predicted).alias("token"))
+        .where(F.col("token") > UNKNOWN_TOKEN)
+        .groupBy("token")
+        .agg(F.count("*").alias("num_events"))
     )
-    long = by_user.unpivot(["slice", "user_id", "num_positions"], list(gains), "name", "gain")
-    n, gain = F.col("num_positions"), F.col("gain")
-    sums = long.groupBy("slice", "name").agg(
-        F.sum(n).alias("num_examples"),
-        F.count("*").alias("num_users"),
-        F.sum(gain).alias("total"),
-        F.sum(gain * gain).alias("gain_gain"),
-        F.sum(gain * n).alias("gain_n"),
-        F.sum(n * n).alias("n_n"),
+    items = vocabulary.select("token", "item_id").join(counts, "token", "left").fillna(0, ["num_events"])
+    if categories is None:
+        return items.select("token", "num_events")
+    named = items.join(categories, "item_id", "left")
+    # Codes in the order of the names; null has none.
+    code = F.when(F.col("category").isNotNull(), F.dense_rank().over(Window.orderBy(F.asc_nulls_last("category"))))
+    return named.select("token", "num_events", F.coalesce(code, F.lit(0)).alias("category"))
+
+
+def item_categories(events: DataFrame, attribute: str) -> DataFrame:
+    """(item_id, category): the value that the attribute has in most events of the item, the first in order among equals."""
+    values = events.select("item_id", F.element_at("attributes", attribute).alias("category"))
+    counts = values.where(F.col("category").isNotNull()).groupBy("item_id", "category").count()
+    most_frequent_first = Window.partitionBy("item_id").orderBy(F.desc("count"), F.asc("category"))
+    ranked = counts.withColumn("place", F.row_number().over(most_frequent_first))
+    return ranked.where(F.col("place") == 1).select("item_id", "category")
+
+
+def collected_items(popularity: DataFrame) -> Items:
+    """The rows of `item_popularity` on the driver: numbers of the vocabulary's size, as a model's own weights are."""
+    table = popularity.toArrow()
+    columns = {name: table.column(name).to_numpy() for name in table.column_names}
+    return Items.counted(columns["token"], columns["num_events"], columns.get("category"))
+
+
+def metric_sums(ranks: DataFrame, sequences: DataFrame, rules: MetricRules) -> DataFrame:
+    """Rows (slice, content) for `Measured.of_rows`: every metric's sums over the positions of `ranks`, all of which `sequences` predict.
+
+    One row a slice: it holds as many numbers as there are replicates and metrics, however many positions there are.
+    """
+    # Each position finds the one row that it stands in.
+    places = ranks.join(sequences.select("sequence_id", "session_starts", "event_times"), "sequence_id", "inner")
+    session_start = F.col("position") - F.col("session_position")
+    sessions_before = F.size(F.filter("session_starts", lambda start: start < session_start))
+    before = F.when(F.col("position") > 0, F.element_at("event_times", F.col("position")))
+    of_session = Window.partitionBy("sequence_id", "session_start")
+    told = places.select(
+        "sequence_id",
+        "position",
+        session_start.alias("session_start"),
+        F.xxhash64("user_id").alias("user_hash"),
+        "rank",
+        "token",
+        "session_position",
+        sessions_before.alias("sessions_before"),
+        (F.element_at("event_times", F.col("position") + 1) - before).alias("gap_seconds"),
+        "top",
     )
-    mean = F.col("total") / F.col("num_examples")
-    squares = F.col("gain_gain") - 2 * mean * F.col("gain_n") + mean * mean * F.col("n_n")
-    has_interval = F.col("num_users") > 1
-    spread = NORMAL_975 * F.sqrt(F.greatest(squares, F.lit(0.0))) / F.col("num_examples")
-    return sums.select(
-        "slice",
-        "name",
-        mean.alias("value"),
-        F.when(has_interval, F.greatest(mean - spread, F.lit(0.0))).alias("ci_low"),
-        F.when(has_interval, F.least(mean + spread, F.lit(1.0))).alias("ci_high"),
-        "num_examples",
+    is_first = F.col("position") == F.min("position").over(of_session)
+    best = F.coalesce(F.min("rank").over(of_session), F.lit(0))
+    positions = told.withColumn("session_rank", F.when(is_first, best))
+    # Broadcast by Spark as part of the function: of the size of the vocabulary.
+    partial = positions.drop("sequence_id", "position", "session_start").mapInArrow(
+        functools.partial(partial_sums, rules=rules), SUMS_DDL
     )
+    return partial.repartition("slice").mapInArrow(functools.partial(merged_sums, rules=rules), SUMS_DDL)
+
+
+def measured_rows(sums: DataFrame) -> list[tuple[int, bytes]]:
+    table: pa.Table = sums.toArrow()
+    return list(zip(table.column("slice").to_pylist(), table.column("content").to_pylist(), strict=True))

@@ -169,5 +169,17 @@ def load_artifact(path: str) -> LoadedModel:
     return LoadedModel(model, config, json.loads(contents[TABLES]), path, manifest_sha256)
 
 
+def read_tables(path: str) -> dict[str, Any]:
+    """What `LoadedModel.tables` holds, without the weights. UserError where there is no artifact."""
+    read_manifest(path)
+    content = read_file(f"{path}/{TABLES}")
+    if content is None:
+        raise UserError(
+            f"the model at '{path}' is damaged: {TABLES} is missing; train it again, or restore it from a backup"
+        )
+    tables: dict[str, Any] = json.loads(content)
+    return tables
+
+
 def _json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()

@@ -70,9 +70,8 @@ def run(warehouse: Warehouse, config: Config, config_file: Path) -> None:
     model_id = champion(warehouse).model_id
     with progress("the best reachable recall"):
         oracle = best_reachable(warehouse, SimulationConfig(), K)
-    found = warehouse.read(EVALUATION).where(
-        (F.col("model_id") == model_id) & (F.col("slice") == "all") & (F.col("name") == f"recall@{K}")
-    )
+    of_model = (F.col("model_id") == model_id) & F.col("against").isNull()
+    found = warehouse.read(EVALUATION).where(of_model & (F.col("slice") == "all") & (F.col("name") == f"recall@{K}"))
     recall = {row["recommender"]: row["value"] for row in found.collect()}
     rows = [
         ("best reachable: knows the process, infers taste and intent", oracle.recall),

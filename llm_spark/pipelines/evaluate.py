@@ -1,109 +1,148 @@
-"""evaluate: the champion on the test sequences, beside the baselines -> evaluation."""
+"""evaluate: the model on the test sequences, beside the baselines -> evaluation."""
 
 from __future__ import annotations
 
-import functools
-
-from pyspark import StorageLevel
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+from collections.abc import Mapping
 
 from llm_spark.config import Config
 from llm_spark.errors import DataError
-from llm_spark.evaluation.baselines import popularity_ranks
-from llm_spark.evaluation.metrics import ranking_metrics
+from llm_spark.evaluation.baselines import BASELINES
+from llm_spark.evaluation.estimates import Estimate, Measured
 from llm_spark.logs import progress
-from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.account import Account, Check
 from llm_spark.pipelines.certificate import require_certificate
-from llm_spark.pipelines.features import require_features
+from llm_spark.pipelines.evaluation_window import EvaluationWindow, open_window, require_testable
 from llm_spark.pipelines.registry import Champion, champion
-from llm_spark.schemas import EVALUATION, SEQUENCES, VOCABULARY
-from llm_spark.scoring import TARGET_RANKS_DDL, target_ranks
+from llm_spark.schemas import EVALUATION, SEQUENCES
 from llm_spark.tables.warehouse import Warehouse
-from llm_spark.transforms.history_kernel import BY_TIME
 
-_MODEL_INPUTS = (
-    "sequence_id",
-    "user_id",
-    "tokens",
-    "event_types",
-    "values",
-    "session_starts",
-    "event_times",
-    "first_target",
-)
+MODEL = "model"
+"""The evaluated model's name among the recommenders."""
 
 
 def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
-    """Rank every test position against the whole vocabulary of the model, and by popularity, and write the metrics.
+    """Rank every test position against the whole vocabulary by each recommender, and write their metrics and how far they are apart.
 
     DataError where the sequences have no certificate that passes, or the model may have seen what would test it.
     """
-    model = champion(warehouse)
+    models = evaluated_models(warehouse)
+    model_id = models[MODEL].model_id
     version = warehouse.version(SEQUENCES)
-    data_version = warehouse.data_version(SEQUENCES, version)
-    origin = {"model_id": model.model_id, "sequences": data_version, "ks": list(config.evaluate.ks)}
+    origin = {
+        "models": {name: model.model_id for name, model in models.items()},
+        "sequences": warehouse.data_version(SEQUENCES, version),
+        "baselines": list(BASELINES),
+        "ks": list(config.evaluate.ks),
+        "num_replicates": config.evaluate.num_replicates,
+        "diversity_attribute": config.evaluate.diversity_attribute,
+    }
     if warehouse.origin(EVALUATION) == origin:
-        account.nothing_to_do = f"model {model.model_id} was evaluated on sequences v{version} already"
+        account.nothing_to_do = f"model {model_id} was evaluated on sequences v{version} already"
         return
     require_certificate(warehouse)
-    _check_unseen(warehouse, model, data_version)
-    require_features((warehouse.origin(SEQUENCES) or {})["made_from"], model.config)
-    all_sequences = warehouse.read(SEQUENCES, version)
-    test = all_sequences.where(F.col("split") == "test")
-    vocabulary = warehouse.read(VOCABULARY).where(F.col("token") < model.num_tokens)
-    rank_kernel = functools.partial(target_ranks, artifact_path=model.path, batch_rows=config.evaluate.batch_rows)
-    with progress("evaluate"):
-        num_tasks = warehouse.spark.sparkContext.defaultParallelism
-        columns = [*_MODEL_INPUTS, *(["features"] if model.config.features else [])]
-        spread = test.select(*columns).repartition(num_tasks, "sequence_id")
-        ranks = spread.mapInArrow(rank_kernel, TARGET_RANKS_DDL).persist(StorageLevel.MEMORY_AND_DISK)
-        num_targets = ranks.count()
-        if num_targets == 0:
-            raise DataError(
-                "the test split has no position to predict: move sequences.validation_until or choose another sequences.split, or bring later events"
-            )
-        by_popularity = popularity_ranks(ranks, all_sequences.where(F.col("split") == "train"), vocabulary)
-        metrics = _named(ranks, "model", config).unionByName(_named(by_popularity, "popularity", config))
-        stamped = metrics.withColumns({"model_id": F.lit(model.model_id), "sequences_version": F.lit(version)})
-        warehouse.replace_where(EVALUATION, stamped, f"model_id = '{model.model_id}'", origin)
-        ranks.unpersist()
-    account.rows_in = {"test_sequences": test.count()}
-    account.rows_out = {"predicted_positions": num_targets}
-    account.read = {SEQUENCES.name: version}
+    models = testable_models(warehouse, models, account)
+    with progress("evaluate: test positions"):
+        window = open_window(warehouse, config, list(models.values()))
+    measured = {}
+    for name, model in models.items():
+        with progress(f"evaluate: {name}"):
+            measured[name] = window.measured_model(model)
+    measured |= measured_baselines(window, account)
+    found = figures(measured)
+    rows = [
+        (model_id, recommender, against, *_columns(estimate), window.version)
+        for (recommender, against), estimates in found.items()
+        for estimate in estimates
+    ]
+    with progress("evaluate: table"):
+        evaluation = warehouse.spark.createDataFrame(rows, EVALUATION.schema).coalesce(1)
+        warehouse.replace_where(EVALUATION, evaluation, f"model_id = '{model_id}'", origin)
+    account.rows_in = {"test_sequences": window.num_sequences}
+    account.rows_out = {"predicted_positions": window.num_positions, "figures": len(rows)}
+    account.read = {SEQUENCES.name: window.version}
     account.wrote(warehouse, EVALUATION)
-    account.remarks += evaluation_lines(warehouse, model.model_id)
+    account.remarks += evaluation_lines(window, found)
 
 
-def _check_unseen(warehouse: Warehouse, model: Champion, data_version: int) -> None:
-    """The model must not have seen what tests it.
+def evaluated_models(warehouse: Warehouse) -> dict[str, Champion]:
+    """Whom to measure: the model that the run is about, and others to compare it with on the same positions."""
+    return {MODEL: champion(warehouse)}
 
-    The certificate says so of the sequences that it was trained on. Of others it is known only where both are split by time, and the test
-    begins where the model's own data ended, or later.
-    """
-    if data_version == model.sequences_version:
-        return
-    note = warehouse.origin(SEQUENCES) or {}
-    if note["split"] == model.split == BY_TIME and model.validation_until is not None:
-        if note["validation_until"] >= model.validation_until:
-            return
-        seen = f"begin at {note['validation_until']} and model {model.model_id} has seen events up to {model.validation_until}"
+
+def testable_models(warehouse: Warehouse, models: Mapping[str, Champion], account: Account) -> dict[str, Champion]:
+    """The models without those that cannot be tested here, which a remark names. DataError where the evaluated one is among them."""
+    require_testable(warehouse, models[MODEL])
+    testable = {MODEL: models[MODEL]}
+    for name in [name for name in models if name != MODEL]:
+        try:
+            require_testable(warehouse, models[name])
+            testable[name] = models[name]
+        except DataError as error:
+            account.remarks.append(f"the {name} cannot be compared with: {error}")
+    return testable
+
+
+def measured_baselines(window: EvaluationWindow, account: Account) -> dict[str, Measured]:
+    """Every baseline on the window's positions. One that fails is left out, with a warning that says why."""
+    measured = {}
+    for name, baseline in BASELINES.items():
+        try:
+            with progress(f"evaluate: {name}"):
+                ranks = baseline(window.test, window.training, window.vocabulary, window.rules.list_length)
+                measured[name] = window.measured(ranks)
+        except Exception as error:
+            why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            account.remarks.append(f"baseline {name} failed and is left out: {why[:200]}")
+            account.checks.append(Check("baseline_failed", name, 1.0, 0.0, "warning", why))
+    return measured
+
+
+def figures(measured: Mapping[str, Measured]) -> dict[tuple[str, str | None], list[Estimate]]:
+    """(recommender, against) -> figures: each recommender's own, and the evaluated model's less those of every other, paired."""
+    found: dict[tuple[str, str | None], list[Estimate]] = {
+        (name, None): of.estimates() for name, of in measured.items()
+    }
+    others = [name for name in measured if name != MODEL]
+    return found | {(MODEL, name): measured[MODEL].less(measured[name]) for name in others}
+
+
+def _columns(estimate: Estimate) -> tuple[str, str, float, float | None, float | None, int]:
+    return (
+        estimate.slice,
+        estimate.name,
+        estimate.value,
+        estimate.ci_low,
+        estimate.ci_high,
+        estimate.num_examples,
+    )
+
+
+def evaluation_lines(window: EvaluationWindow, found: Mapping[tuple[str, str | None], list[Estimate]]) -> list[str]:
+    """A table of the figures over all positions at the largest k, then what to make of it."""
+    names = [f"{metric}@{window.rules.list_length}" for metric in ("recall", "mrr", "ndcg")]
+    cells: dict[str, dict[str, str]] = {}
+    for (recommender, against), estimates in found.items():
+        sign = "" if against is None else "+"
+        label = recommender if against is None else f"{recommender} - {against}"
+        cells[label] = {
+            e.name: f"{e.value:{sign}.3f}"
+            + ("" if e.ci_low is None else f" [{e.ci_low:{sign}.3f}, {e.ci_high:{sign}.3f}]")
+            for e in estimates
+            if e.slice == "all" and e.name in names
+        }
+    width = max(map(len, cells))
+    columns = [name for name in names if any(name in row for row in cells.values())]
+    widths = {name: max(len(name), *(len(row.get(name, "-")) for row in cells.values())) for name in columns}
+    lines = [
+        f"{window.num_positions:,} test positions of {window.num_users:,} user{'s' if window.num_users > 1 else ''}, each ranked among all "
+        f"{window.rules.items.num_items:,} items",
+        " ".join([" " * width, *(f" {name:<{widths[name]}}" for name in columns)]).rstrip(),
+    ]
+    for label, row in cells.items():
+        told = (f" {row.get(name, '-'):<{widths[name]}}" for name in columns)
+        lines.append(" ".join([f"{label:<{width}}", *told]).rstrip())
+    if window.num_users == 1:
+        lines.append("all positions are of one user: no interval can be given, for users are what an interval is about")
     else:
-        theirs = f"v{model.sequences_version}, split by {model.split}"
-        seen = f"are v{data_version}, split by {note['split']}, and model {model.model_id} has seen {theirs}"
-    raise DataError(f"the test sequences {seen}: run `llm-spark train` on these sequences first")
-
-
-def _named(ranks: DataFrame, recommender: str, config: Config) -> DataFrame:
-    return ranking_metrics(ranks, config.evaluate.ks).withColumn("recommender", F.lit(recommender))
-
-
-def evaluation_lines(warehouse: Warehouse, model_id: str) -> list[str]:
-    """The metrics over all positions as lines of text, each with its 95 % interval."""
-    of_model = warehouse.read(EVALUATION).where((F.col("model_id") == model_id) & (F.col("slice") == "all"))
-    by_name: dict[str, dict[str, str]] = {}
-    for row in of_model.orderBy("name").collect():
-        interval = "" if row["ci_low"] is None else f" [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
-        by_name.setdefault(row["name"], {})[row["recommender"]] = f"{row['value']:.3f}{interval}"
-    names = sorted(by_name, key=lambda name: (name.split("@")[0], int(name.split("@")[1]) if "@" in name else 0))
-    return [f"{name:<10} model {by_name[name]['model']:<24} popularity {by_name[name]['popularity']}" for name in names]
+        lines.append("in brackets 95 % intervals over users; a difference whose interval holds 0 may be chance")
+    return lines

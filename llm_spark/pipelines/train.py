@@ -104,6 +104,7 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
                 "parent": parent.model_id,
                 "table_versions": versions,
                 "data_versions": data_versions,
+                "vocabulary_id": warehouse.log(VOCABULARY).table_id,
                 "code_version": llm_spark.__version__,
                 "splits": splits,
                 "values": (warehouse.origin(SEQUENCES) or {}).get("values"),

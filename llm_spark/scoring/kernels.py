@@ -1,8 +1,9 @@
-"""The two kernels: the rank of every target, and every user's top items.
+"""The two kernels: the rank of every target beside the list that it is missed in or found on, and every user's top items.
 
 Each takes and gives an iterator of Arrow record batches, as Spark's `mapInArrow` wants:
 
-    sequences.mapInArrow(functools.partial(target_ranks, artifact_path=path, batch_rows=256), TARGET_RANKS_DDL)
+    kernel = functools.partial(target_ranks, artifact_path=path, batch_rows=256, list_length=20)
+    sequences.mapInArrow(kernel, TARGET_RANKS_DDL)
 
 A worker process loads a model once. Memory is bounded by `batch_rows`, never by the number of users. What a row
 gets does not depend on the rows beside it, up to the rounding of float32.
@@ -22,13 +23,11 @@ from llm_spark.errors import UserError
 from llm_spark.model.artifact import LoadedModel, load_artifact, read_manifest
 from llm_spark.model.explain import explain
 from llm_spark.model.history import HistoryBatch
-from llm_spark.model.ranking import rank_targets, top_items
+from llm_spark.model.ranking import rank_and_list, top_items
 from llm_spark.scoring.histories import history_batch, like_shaped_slices
 from llm_spark.scoring.reasons import REASONS_TYPE, no_reasons, reason_columns
 
-TARGET_RANKS_DDL = (
-    "sequence_id string, user_id string, position int, session_position int, token int, rank int, log_prob float"
-)
+TARGET_RANKS_DDL = "sequence_id string, user_id string, position int, session_position int, token int, rank int, log_prob float, top array<int>"
 RECOMMEND_DDL = (
     "user_id string, rank int, token int, score float, probability float, "
     "reasons array<struct<token: int, weight: float>>, memory_weight float"
@@ -43,6 +42,7 @@ _TARGET_RANKS_SCHEMA = pa.schema(
         ("token", pa.int32()),
         ("rank", pa.int32()),
         ("log_prob", pa.float32()),
+        ("top", pa.list_(pa.int32())),
     ]
 )
 _RECOMMEND_SCHEMA = pa.schema(
@@ -60,14 +60,16 @@ _RECOMMEND_SCHEMA = pa.schema(
 _loaded: dict[str, LoadedModel] = {}
 
 
-def target_ranks(batches: Iterator[pa.RecordBatch], artifact_path: str, batch_rows: int) -> Iterator[pa.RecordBatch]:
-    """One row for each target of the sequences: its rank among all items and its log probability.
+def target_ranks(
+    batches: Iterator[pa.RecordBatch], artifact_path: str, batch_rows: int, list_length: int
+) -> Iterator[pa.RecordBatch]:
+    """One row for each target of the sequences: its rank among all items, its log probability, and the items that rank first.
 
     In: sequence_id, user_id, tokens, event_types, values, session_starts, event_times, first_target, and features where
     the model has any. Out
     (TARGET_RANKS_DDL): `position` in the row, `session_position` in its session (0: a session's first item,
     predicted from the memory); where the target token is unknown (1) to the vocabulary or the model, rank and
-    log_prob are null.
+    log_prob are null. `top` holds the `list_length` best tokens (all, where the model has fewer), best first, ties by token.
     """
     model = loaded_model(artifact_path).model
     for batch in batches:
@@ -75,7 +77,9 @@ def target_ranks(batches: Iterator[pa.RecordBatch], artifact_path: str, batch_ro
             histories = history_batch(rows, len(model.config.features))
             with torch.inference_mode():
                 contexts_PD, targets_P = model.forward_states(histories)
-                ranks_P, log_probabilities_P = rank_targets(contexts_PD, targets_P, *model.output_layer())
+                ranks_P, log_probabilities_P, listed_PK = rank_and_list(
+                    contexts_PD, targets_P, list_length, *model.output_layer()
+                )
             row_P, position_P, session_position_P = _target_places(histories)
             tokens_P = histories.tokens_N.numpy()[histories.row_offsets.numpy()[row_P] + position_P]
             unknown_P = ranks_P.numpy() == 0
@@ -88,6 +92,7 @@ def target_ranks(batches: Iterator[pa.RecordBatch], artifact_path: str, batch_ro
                     pa.array(tokens_P, pa.int32()),
                     pa.array(ranks_P.numpy(), pa.int32(), mask=unknown_P),
                     pa.array(log_probabilities_P.numpy(), pa.float32(), mask=unknown_P),
+                    _lists(listed_PK.numpy()),
                 ],
                 schema=_TARGET_RANKS_SCHEMA,
             )
@@ -154,6 +159,13 @@ def recommend(
                 ],
                 schema=_RECOMMEND_SCHEMA,
             )
+
+
+def _lists(tokens_PK: np.ndarray) -> pa.ListArray:
+    num_rows, length = tokens_PK.shape
+    return pa.ListArray.from_arrays(
+        pa.array(np.arange(num_rows + 1, dtype=np.int32) * np.int32(length)), pa.array(tokens_PK.ravel(), pa.int32())
+    )
 
 
 def _target_places(histories: HistoryBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

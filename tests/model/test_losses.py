@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from llm_spark.model.losses import NegativeSampler, full_cross_entropy, sampled_cross_entropy
-from llm_spark.model.ranking import rank_targets, top_items
+from llm_spark.model.ranking import best_columns, rank_and_list, rank_targets, top_items
 
 NUM_STEPS, SIZE, NUM_TOKENS = 23, 6, 14
 
@@ -143,6 +145,33 @@ def test_a_tie_counts_against_the_target() -> None:
     weight, bias = torch.zeros(5, 2), torch.tensor([9.0, 9.0, 1.0, 1.0, 0.0])
     ranks, _ = rank_targets(torch.zeros(2, 2), torch.tensor([2, 4]), weight, bias)
     assert ranks.tolist() == [2, 3]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_items=st.integers(1, 700),
+    k=st.integers(1, 12),
+    num_levels=st.sampled_from([1, 2, 5, 10**6]),
+    seed=st.integers(0, 99),
+)
+def test_the_list_of_the_best_is_that_of_a_stable_sort_however_many_tie(
+    num_items: int, k: int, num_levels: int, seed: int
+) -> None:
+    logits = torch.randint(num_levels, (6, num_items), generator=torch.Generator().manual_seed(seed)).float()
+    expected = [sorted(range(num_items), key=lambda item: (-row[item], item))[:k] for row in logits.tolist()]
+    assert best_columns(logits, k).tolist() == expected
+
+
+def test_ranks_and_lists_of_one_pass_are_those_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    contexts, targets, weight, bias = (t.detach() for t in problem())
+    monkeypatch.setattr("llm_spark.model.losses.MAX_LOGITS", 5 * (NUM_TOKENS - 2))
+    targets[3] = 1
+    ranks, log_probabilities, listed = rank_and_list(contexts, targets, 4, weight, bias)
+    expected_ranks, expected_log_probabilities = rank_targets(contexts, targets, weight, bias)
+    assert ranks[3] == 0
+    assert ranks.tolist() == expected_ranks.tolist()
+    torch.testing.assert_close(log_probabilities, expected_log_probabilities, equal_nan=True)
+    assert listed.tolist() == top_items(contexts, 4, weight, bias)[0].tolist()
 
 
 def test_top_items_equal_a_brute_force_sort_and_leave_excluded_ones_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from tests.model.histories import Row, batch_of, random_rows, row
 from tests.training.sequences import table_of
 
 NUM_TOKENS, NUM_EVENT_TYPES = 15, 4
+LIST_LENGTH = 6
 
 
 def collect(batches: object) -> list[dict]:
@@ -26,7 +27,7 @@ def collect(batches: object) -> list[dict]:
 
 
 def ranks_of(rows: list[Row], artifact: str, batch_rows: int = 64, max_chunksize: int = 1000) -> list[dict]:
-    found = collect(target_ranks(iter(table_of(rows).to_batches(max_chunksize)), artifact, batch_rows))
+    found = collect(target_ranks(iter(table_of(rows).to_batches(max_chunksize)), artifact, batch_rows, LIST_LENGTH))
     return sorted(found, key=lambda r: (r["sequence_id"], r["position"]))
 
 
@@ -72,6 +73,7 @@ def test_target_ranks_equal_a_brute_force_sort_of_the_models_logits(artifact: st
                     "token": token,
                     "rank": num_as_good if token > 1 else None,
                     "log_prob": math.log(probabilities[token]) if token > 1 else None,
+                    "top": sorted(range(2, NUM_TOKENS), key=lambda item: -logits[n][item])[:LIST_LENGTH],
                 }
             )
     assert any(e["rank"] is None for e in expected)
@@ -167,17 +169,29 @@ def test_a_user_without_events_and_a_null_list_are_scored_as_newcomers(artifact:
 
 def test_partitions_without_rows_give_nothing(artifact: str) -> None:
     empty = table_of([]).to_batches() or [pa.RecordBatch.from_pylist([], schema=table_of([]).schema)]
-    assert collect(target_ranks(iter([]), artifact, 8)) == []
-    assert collect(target_ranks(iter(empty), artifact, 8)) == []
+    assert collect(target_ranks(iter([]), artifact, 8, LIST_LENGTH)) == []
+    assert collect(target_ranks(iter(empty), artifact, 8, LIST_LENGTH)) == []
 
 
 def test_a_slice_of_a_larger_arrow_batch_is_scored_as_itself(artifact: str) -> None:
     rows = random_rows(9, NUM_TOKENS, NUM_EVENT_TYPES, seed=8)
     whole = table_of(rows).combine_chunks().to_batches()[0]
-    found = collect(target_ranks(iter([whole.slice(3, 4)]), artifact, 64))
+    found = collect(target_ranks(iter([whole.slice(3, 4)]), artifact, 64, LIST_LENGTH))
     expected = [r for r in ranks_of(rows, artifact) if r["sequence_id"] in {"s3", "s4", "s5", "s6"}]
     found = sorted(found, key=lambda r: (r["sequence_id"], r["position"]))
     assert_same_but_for_rounding(found, expected, ("log_prob",))
+
+
+def test_where_all_items_tie_the_target_ranks_last_and_the_list_is_in_order_of_tokens(tmp_path: Path) -> None:
+    model = NextEventModel(ModelConfig(embedding_size=5, hidden_size=6, dense_size=7), NUM_TOKENS, NUM_EVENT_TYPES)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    folder = str(tmp_path / "model")
+    save_manifest(folder, save_content(folder, model, {}, {}))
+    found = ranks_of([row([[2, 3, 9], [14, 1]])], folder)
+    assert [r["rank"] for r in found] == [13, 13, 13, None]
+    assert all(r["top"] == [2, 3, 4, 5, 6, 7] for r in found)
 
 
 def test_a_model_retrained_in_place_is_loaded_anew(tmp_path: Path) -> None:
@@ -201,4 +215,4 @@ def test_no_model_is_one_line(tmp_path: Path) -> None:
 def test_a_missing_column_is_named(artifact: str) -> None:
     table = table_of([row([[2, 3]])]).drop_columns(["session_starts"])
     with pytest.raises(DataError, match="column 'session_starts'"):
-        collect(target_ranks(iter(table.to_batches()), artifact, 8))
+        collect(target_ranks(iter(table.to_batches()), artifact, 8, LIST_LENGTH))

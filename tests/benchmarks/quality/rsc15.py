@@ -7,61 +7,13 @@ With --validate the newest tenth of the training sessions is held out and measur
 
 from __future__ import annotations
 
-import csv
-from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
-
-from tests.benchmarks.quality.histories import Histories, Ints
+from tests.benchmarks.quality.histories import Histories
 from tests.benchmarks.quality.measures import bootstrap_interval, model_ranks, mrr, recall
 from tests.benchmarks.quality.published_cuts import VALIDATION_SHARE, Split, Vocabulary
 from tests.benchmarks.quality.training import arguments, report, require_data, train
+from tests.rsc15_lists import NAME, RIVALS, TEST_FILE, TRAINING_FILE, RivalLists, read_sessions
 
-NAME = "rsc15-100k"
-RIVALS = {"GRU4Rec": "gru4rec", "V-SkNN": "vsknn", "SR": "sr", "AR": "ar"}
 LIST_LENGTH = 20
-
-Sessions = dict[int, list[int]]
-
-
-@dataclass(frozen=True)
-class RivalLists:
-    """Recommendation lists of one rival, one a position: (session, position of the last item seen) -> items, best first."""
-
-    lists: dict[tuple[int, int], list[int]]
-
-    @classmethod
-    def read(cls, path: Path) -> RivalLists:
-        with path.open(newline="") as file:
-            rows = csv.DictReader(file, delimiter=";")
-            return cls(
-                {
-                    (int(row["SessionId"]), int(row["Position"])): [int(i) for i in row["Recommendations"].split(",")]
-                    for row in rows
-                }
-            )
-
-    def ranks(self, sessions: Sessions) -> Ints:
-        """The rank of the item that followed each position; 0 where it is not on the list."""
-        ranks = []
-        for (session, position), items in self.lists.items():
-            target = sessions[session][position + 1]
-            ranks.append(items.index(target) + 1 if target in items else 0)
-        return np.array(ranks, np.int64)
-
-
-def read_sessions(path: Path) -> Sessions:
-    """Items of each session in order of time, the sessions in the order in which they began."""
-    with path.open(newline="") as file:
-        events = [
-            (float(row["Time"]), int(row["SessionId"]), int(row["ItemId"]))
-            for row in csv.DictReader(file, delimiter="\t")
-        ]
-    sessions: Sessions = {}
-    for _, session, item in sorted(events, key=lambda event: event[:2]):
-        sessions.setdefault(session, []).append(item)
-    return sessions
 
 
 def split_of(training: list[list[int]], evaluation: list[list[int]]) -> Split:
@@ -76,9 +28,9 @@ def split_of(training: list[list[int]], evaluation: list[list[int]]) -> Split:
 def main() -> None:
     given = arguments(NAME, __doc__)
     folder = require_data(NAME)
-    training = list(read_sessions(folder / "yoochoose-clicks-100k_train_full.txt").values())
-    tests = read_sessions(folder / "yoochoose-clicks-100k_test.txt")
-    rivals = {name: RivalLists.read(folder / f"recoms_rsc15_100k_{short}.csv") for name, short in RIVALS.items()}
+    training = list(read_sessions(folder / TRAINING_FILE).values())
+    tests = read_sessions(folder / TEST_FILE)
+    rivals = {name: RivalLists.of(name, folder) for name in RIVALS}
     compared = {session: tests[session] for session, _ in rivals["V-SkNN"].lists}
     if given.validate:
         num_training = round(len(training) * (1 - VALIDATION_SHARE))

@@ -11,7 +11,6 @@ from llm_spark.simulation.process import Process
 from tests.benchmarks.quality.histories import Histories, InMemorySource
 from tests.benchmarks.quality.online_retail import Invoices
 from tests.benchmarks.quality.published_cuts import Beauty, Yoochoose
-from tests.benchmarks.quality.rsc15 import RivalLists, read_sessions
 from tests.benchmarks.quality.simulator import oracle_histories, users_of
 from tests.benchmarks.quality.training import ROOT, SHARED_DATA
 from tests.benchmarks.quality.users import Targets, User, markov_ranks, popularity_ranks, windows
@@ -147,16 +146,6 @@ def test_oracle_is_asked_about_the_same_targets_as_the_model() -> None:
 def test_settings_of_every_script_are_valid_and_name_no_unknown_one(file: Path) -> None:
     config = load(file)
     assert config.train.seed == TrainConfig().seed, "the seed comes from --seed"
-
-
-def test_rivals_lists_give_their_published_figures() -> None:
-    folder = shared("rsc15-100k")
-    sessions = read_sessions(folder / "yoochoose-clicks-100k_test.txt")
-    ranks = RivalLists.read(folder / "recoms_rsc15_100k_vsknn.csv").ranks(sessions)
-    assert len(ranks) == 387
-    within = (ranks > 0) & (ranks <= 20)
-    assert within.mean() == pytest.approx(0.610, abs=5e-4)
-    assert (within / np.maximum(ranks, 1)).mean() == pytest.approx(0.334, abs=5e-4)
 
 
 def test_yoochoose_is_the_published_cut() -> None:

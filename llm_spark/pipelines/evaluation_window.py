@@ -1,0 +1,175 @@
+"""The test positions that all recommenders of one evaluation are ranked on, and how each is measured there."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from llm_spark.config import Config
+from llm_spark.errors import DataError, UsageError
+from llm_spark.evaluation.estimates import Measured
+from llm_spark.evaluation.metrics import collected_items, item_categories, item_popularity, measured_rows, metric_sums
+from llm_spark.evaluation.sums_kernel import MetricRules
+from llm_spark.model.artifact import read_tables
+from llm_spark.pipelines.features import require_features
+from llm_spark.pipelines.registry import Champion
+from llm_spark.schemas import EVENTS, SEQUENCES, VOCABULARY
+from llm_spark.scoring import TARGET_RANKS_DDL, target_ranks
+from llm_spark.tables.warehouse import Warehouse
+from llm_spark.tokens import FIRST_ITEM_TOKEN
+from llm_spark.transforms.history_kernel import BY_TIME
+
+_MODEL_INPUTS = (
+    "sequence_id",
+    "user_id",
+    "tokens",
+    "event_types",
+    "values",
+    "session_starts",
+    "event_times",
+    "first_target",
+)
+
+
+@dataclass(frozen=True)
+class EvaluationWindow:
+    """The test rows of one version of the sequences, with what recommenders learn from and are measured by."""
+
+    version: int
+    """Of the table sequences."""
+    test: DataFrame
+    training: DataFrame
+    vocabulary: DataFrame
+    """The items that may be recommended: token, item_id."""
+    rules: MetricRules
+    num_sequences: int
+    num_positions: int
+    num_users: int
+    num_tasks: int
+    batch_rows: int
+
+    def model_ranks(self, model: Champion) -> DataFrame:
+        """The ranks frame of a model, in TARGET_RANKS_DDL, lazy."""
+        columns = [*_MODEL_INPUTS, *(["features"] if model.config.features else [])]
+        kernel = functools.partial(
+            target_ranks, artifact_path=model.path, batch_rows=self.batch_rows, list_length=self.rules.list_length
+        )
+        return (
+            self.test.select(*columns).repartition(self.num_tasks, "sequence_id").mapInArrow(kernel, TARGET_RANKS_DDL)
+        )
+
+    def measured(self, ranks: DataFrame) -> Measured:
+        """Every metric's sums over these ranks, in one pass; DataError unless they are of exactly this window's positions."""
+        measured = Measured.of_rows(measured_rows(metric_sums(ranks, self.test, self.rules)), self.rules)
+        if measured.num_positions != self.num_positions:
+            raise DataError(f"it ranks {measured.num_positions:,} positions of the {self.num_positions:,} to predict")
+        return measured
+
+    def measured_model(self, model: Champion) -> Measured:
+        """How this model does here; two of them can be compared, paired, by `Measured.less`."""
+        return self.measured(self.model_ranks(model))
+
+
+def open_window(warehouse: Warehouse, config: Config, models: Sequence[Champion]) -> EvaluationWindow:
+    """The newest sequences' test rows, for these models, which must be testable, and the baselines.
+
+    DataError where there is no position to predict; UsageError where items have no such attribute as diversity is asked by.
+    """
+    version = warehouse.version(SEQUENCES)
+    all_sequences = warehouse.read(SEQUENCES, version)
+    test, training = (all_sequences.where(F.col("split") == split) for split in ("test", "train"))
+    counted = test.agg(
+        F.count("*").alias("num_sequences"),
+        F.coalesce(F.sum(F.size("tokens") - F.col("first_target")), F.lit(0)).alias("num_positions"),
+        F.count_distinct("user_id").alias("num_users"),
+    ).first()
+    assert counted is not None
+    if counted["num_positions"] == 0:
+        raise DataError(
+            "the test split has no position to predict: move sequences.validation_until or choose another sequences.split, or bring later events"
+        )
+    num_tokens = max(model.num_tokens for model in models)
+    vocabulary = warehouse.read(VOCABULARY).where(F.col("token") < num_tokens)
+    popularity = item_popularity(vocabulary, training, _categories(warehouse, config))
+    rules = MetricRules(
+        tuple(sorted(set(config.evaluate.ks))), collected_items(popularity), config.evaluate.num_replicates
+    )
+    return EvaluationWindow(
+        version,
+        test,
+        training,
+        vocabulary,
+        rules,
+        counted["num_sequences"],
+        counted["num_positions"],
+        counted["num_users"],
+        warehouse.spark.sparkContext.defaultParallelism,
+        config.evaluate.batch_rows,
+    )
+
+
+def require_testable(warehouse: Warehouse, model: Champion) -> None:
+    """DataError where the model may have seen what would test it, takes other features than the sequences hold, or knows other items by the
+    same tokens."""
+    _require_same_vocabulary(warehouse, model)
+    _require_unseen(warehouse, model, warehouse.data_version(SEQUENCES))
+    require_features((warehouse.origin(SEQUENCES) or {})["made_from"], model.config)
+
+
+def _categories(warehouse: Warehouse, config: Config) -> DataFrame | None:
+    """The items' categories, where diversity is asked for."""
+    attribute = config.evaluate.diversity_attribute
+    if attribute is None:
+        return None
+    kept = config.ingest.columns.attributes
+    if attribute not in kept:
+        known = ", ".join(kept) or "none"
+        raise UsageError(
+            f"evaluate.diversity_attribute is '{attribute}', which is none of ingest.columns.attributes ({known})"
+        )
+    return item_categories(warehouse.read(EVENTS), attribute)
+
+
+def _require_unseen(warehouse: Warehouse, model: Champion, data_version: int) -> None:
+    """The model must not have seen what tests it.
+
+    The certificate says so of the sequences that it was trained on. Of others it is known only where both are split by time, and the test
+    begins where the model's own data ended, or later.
+    """
+    if data_version == model.sequences_version:
+        return
+    note = warehouse.origin(SEQUENCES) or {}
+    if note["split"] == model.split == BY_TIME and model.validation_until is not None:
+        if note["validation_until"] >= model.validation_until:
+            return
+        seen = f"begin at {note['validation_until']} and model {model.model_id} has seen events up to {model.validation_until}"
+    else:
+        theirs = f"v{model.sequences_version}, split by {model.split}"
+        seen = f"are v{data_version}, split by {note['split']}, and model {model.model_id} has seen {theirs}"
+    raise DataError(f"the test sequences {seen}: run `llm-spark train` on these sequences first")
+
+
+def _require_same_vocabulary(warehouse: Warehouse, model: Champion) -> None:
+    """A vocabulary only ever grows, so an older one is a part of a newer one; of a table that was made anew the tokens mean other items."""
+    tables = read_tables(model.path)
+    trained_on = tables.get("data_versions", tables["table_versions"])[VOCABULARY.name]
+    id_then, id_now = tables.get("vocabulary_id"), warehouse.log(VOCABULARY).table_id
+    now = warehouse.data_version(VOCABULARY)
+    largest = warehouse.read(VOCABULARY).agg(F.max("token")).first()
+    num_tokens = int(largest[0]) + 1 if largest is not None and largest[0] is not None else 0
+    if id_then in (None, id_now) and trained_on <= now and model.num_tokens <= num_tokens:
+        return
+
+    def named(table_id: str | None, version: int, size: int) -> str:
+        return (
+            f"v{version}{f' of table {table_id[:8]}' if table_id else ''} ({max(0, size - FIRST_ITEM_TOKEN):,} items)"
+        )
+
+    raise DataError(
+        f"model {model.model_id} was trained on another vocabulary, {named(id_then, trained_on, model.num_tokens)}, than the sequences "
+        f"are written in, {named(id_now, now, num_tokens)}: run `llm-spark train`"
+    )

@@ -1,0 +1,144 @@
+"""What evaluate measures on the small chain: every figure with its interval, all recommenders on the same positions; and bad input."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from llm_spark.errors import DataError, UsageError
+from llm_spark.evaluation.baselines import BASELINES
+from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.evaluate import evaluation_lines, figures, measured_baselines
+from llm_spark.pipelines.evaluation_window import EvaluationWindow, open_window, require_testable
+from llm_spark.pipelines.registry import champion
+from llm_spark.schemas import EVALUATION, SEQUENCES, VOCABULARY
+from llm_spark.tables.warehouse import Warehouse
+from tests.integration.conftest import Chain
+
+
+@pytest.fixture
+def copied(chain: Chain, spark: SparkSession, tmp_path: Path) -> Warehouse:
+    """The chain's warehouse to change at will."""
+    shutil.copytree(chain.warehouse.root, tmp_path / "copy")
+    return Warehouse(spark, str(tmp_path / "copy"))
+
+
+def opened(warehouse: Warehouse, chain: Chain, *settings: str) -> EvaluationWindow:
+    return open_window(warehouse, chain.with_settings(*settings), [champion(warehouse)])
+
+
+def keep_of_test(warehouse: Warehouse, kept: Column) -> None:
+    """Take the other test rows out of the sequences, under the note of the whole table."""
+    rows = warehouse.read(SEQUENCES).where((F.col("split") != "test") | kept).localCheckpoint()
+    warehouse.replace(SEQUENCES, rows, warehouse.origin(SEQUENCES) or {})
+
+
+def test_every_figure_has_its_interval_and_number_of_examples(chain: Chain) -> None:
+    rows = chain.warehouse.read(EVALUATION).collect()
+    figures_of = {}
+    for row in rows:
+        figures_of.setdefault((row["recommender"], row["against"]), {})[row["slice"], row["name"]] = row
+    assert set(figures_of) == {("model", None)} | {(n, None) for n in BASELINES} | {("model", n) for n in BASELINES}
+    assert len({frozenset(of) for of in figures_of.values()}) == 1, "the same figures of every recommender"
+    for row in rows:
+        assert row["num_examples"] > 0
+        if row["ci_low"] is not None:
+            assert row["ci_low"] <= row["value"] <= row["ci_high"] or row["num_examples"] < 50
+    of_all = [row for row in rows if row["slice"] == "all"]
+    assert {row["name"].partition("@")[0] for row in of_all} == {
+        *("accuracy", "recall", "mrr", "ndcg", "hit_rate", "novelty", "popularity_bias", "coverage")
+    }
+    assert all(row["ci_low"] is not None for row in of_all)
+    test = chain.warehouse.read(SEQUENCES).where("split = 'test'")
+    num_positions = test.agg(F.sum(F.size("tokens") - F.col("first_target"))).first()[0]
+    assert {row["num_examples"] for row in of_all if row["name"] == "recall@10"} == {num_positions}
+
+
+def test_the_slices_of_a_dimension_part_the_positions(chain: Chain) -> None:
+    sizes = {
+        row["slice"]: row["num_examples"]
+        for row in chain.warehouse.read(EVALUATION)
+        .where("recommender = 'model' AND against IS NULL AND name = 'recall@10'")
+        .collect()
+    }
+    for begins in ("history_", "gap_", "item_"):
+        assert sum(size for name, size in sizes.items() if name.startswith(begins)) == sizes["all"], begins
+    assert sizes["first_in_session"] + sizes["within_session"] == sizes["all"]
+    assert sum(n for name, n in sizes.items() if name.startswith("session_position_")) == sizes["within_session"]
+
+
+def test_a_single_user_has_figures_without_intervals_and_one_line_says_why(chain: Chain, copied: Warehouse) -> None:
+    (user,) = copied.read(SEQUENCES).where("split = 'test'").select("user_id").orderBy("user_id").limit(1).collect()
+    keep_of_test(copied, F.col("user_id") == user["user_id"])
+    window = opened(copied, chain, "evaluate.num_replicates=40")
+    found = figures({"model": window.measured_model(champion(copied))})
+    assert {(each.ci_low, each.ci_high) for each in found["model", None]} == {(None, None)}
+    lines = evaluation_lines(window, found)
+    assert lines[-1] == (
+        "all positions are of one user: no interval can be given, for users are what an interval is about"
+    )
+    assert "[" not in "".join(lines)
+
+
+def test_an_empty_test_window_is_one_line(chain: Chain, copied: Warehouse) -> None:
+    keep_of_test(copied, F.lit(False))
+    with pytest.raises(DataError, match="the test split has no position to predict"):
+        opened(copied, chain)
+
+
+def test_a_model_of_another_vocabulary_is_refused_naming_both(
+    chain: Chain, spark: SparkSession, tmp_path: Path
+) -> None:
+    other, copy = Warehouse(spark, str(tmp_path / "other")), tmp_path / "copy"
+    other.insert_new(VOCABULARY, chain.warehouse.read(VOCABULARY), "item_id")
+    shutil.copytree(chain.warehouse.root, copy)
+    shutil.rmtree(copy / "tables" / "vocabulary")
+    shutil.copytree(other.path(VOCABULARY), copy / "tables" / "vocabulary")
+    with pytest.raises(
+        DataError, match=r"another vocabulary, v1 of table \w{8} \(60 items\), than .* v1 of table \w{8} \(60"
+    ):
+        require_testable(Warehouse(spark, str(copy)), champion(chain.warehouse))
+
+
+def test_a_baseline_that_fails_is_left_out_and_named_with_its_reason(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(test: DataFrame, training: DataFrame, vocabulary: DataFrame, list_length: int) -> DataFrame:
+        raise PySparkException("no memory left for the neighbours\nat some.java.line")
+
+    def forgetful(test: DataFrame, training: DataFrame, vocabulary: DataFrame, list_length: int) -> DataFrame:
+        return BASELINES["popularity"](test.limit(1), training, vocabulary, list_length)
+
+    window = opened(chain.warehouse, chain, "evaluate.num_replicates=40")
+    account = Account("evaluate")
+    monkeypatch.setattr(
+        "llm_spark.pipelines.evaluate.BASELINES", {"failing": failing, "forgetful": forgetful, **BASELINES}
+    )
+    assert set(measured_baselines(window, account)) == set(BASELINES)
+    failed, forgot = account.remarks
+    assert failed == "baseline failing failed and is left out: no memory left for the neighbours"
+    assert forgot.startswith("baseline forgetful failed and is left out: it ranks ")
+    assert {(check.name, check.subject, check.severity) for check in account.checks} == {
+        ("baseline_failed", "failing", "warning"),
+        ("baseline_failed", "forgetful", "warning"),
+    }
+
+
+def test_diversity_is_measured_by_the_attribute_that_the_setting_names(chain: Chain) -> None:
+    window = opened(chain.warehouse, chain, "evaluate.diversity_attribute=agent", "evaluate.num_replicates=40")
+    found = window.measured_model(champion(chain.warehouse)).estimates()
+    assert all(0 <= each.value <= 1 for each in found if each.name.startswith("diversity@"))
+    assert [each.name for each in found if each.name.startswith("diversity@")] == [
+        "diversity@5",
+        "diversity@10",
+        "diversity@20",
+    ]
+    with pytest.raises(
+        UsageError, match=r"evaluate.diversity_attribute is 'colour', which is none of ingest.columns.attributes"
+    ):
+        opened(chain.warehouse, chain, "evaluate.diversity_attribute=colour")
