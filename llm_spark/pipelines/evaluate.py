@@ -9,11 +9,12 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from llm_spark.config import Config
+from llm_spark.config.model import BASELINES
 from llm_spark.errors import DataError
-from llm_spark.evaluation.baselines import popularity_ranks
 from llm_spark.evaluation.metrics import ranking_metrics
 from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.baselines import baseline_ranks
 from llm_spark.pipelines.certificate import require_certificate
 from llm_spark.pipelines.features import require_features
 from llm_spark.pipelines.registry import Champion, champion
@@ -35,7 +36,7 @@ _MODEL_INPUTS = (
 
 
 def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
-    """Rank every test position against the whole vocabulary of the model, and by popularity, and write the metrics.
+    """Rank every test position against the whole vocabulary of the model, and by each baseline, and write the metrics.
 
     DataError where the sequences have no certificate that passes, or the model may have seen what would test it.
     """
@@ -43,6 +44,7 @@ def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
     version = warehouse.version(SEQUENCES)
     data_version = warehouse.data_version(SEQUENCES, version)
     origin = {"model_id": model.model_id, "sequences": data_version, "ks": list(config.evaluate.ks)}
+    origin["baselines"] = list(config.evaluate.baselines)
     if warehouse.origin(EVALUATION) == origin:
         account.nothing_to_do = f"model {model.model_id} was evaluated on sequences v{version} already"
         return
@@ -63,11 +65,19 @@ def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
             raise DataError(
                 "the test split has no position to predict: move sequences.validation_until or choose another sequences.split, or bring later events"
             )
-        by_popularity = popularity_ranks(ranks, all_sequences.where(F.col("split") == "train"), vocabulary)
-        metrics = _named(ranks, "model", config).unionByName(_named(by_popularity, "popularity", config))
+        training = all_sequences.where(F.col("split") == "train")
+        by_baseline = baseline_ranks(
+            config.evaluate.baselines, test, training, vocabulary, max(config.evaluate.ks), num_targets, account
+        )
+        # What failed is tried again by the next run.
+        origin["baselines"] = list(by_baseline)
+        metrics = _named(ranks, "model", config)
+        for name, ranks_of_baseline in by_baseline.items():
+            metrics = metrics.unionByName(_named(ranks_of_baseline, name, config))
         stamped = metrics.withColumns({"model_id": F.lit(model.model_id), "sequences_version": F.lit(version)})
         warehouse.replace_where(EVALUATION, stamped, f"model_id = '{model.model_id}'", origin)
-        ranks.unpersist()
+        for held in (ranks, *by_baseline.values()):
+            held.unpersist()
     account.rows_in = {"test_sequences": test.count()}
     account.rows_out = {"predicted_positions": num_targets}
     account.read = {SEQUENCES.name: version}
@@ -106,4 +116,8 @@ def evaluation_lines(warehouse: Warehouse, model_id: str) -> list[str]:
         interval = "" if row["ci_low"] is None else f" [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
         by_name.setdefault(row["name"], {})[row["recommender"]] = f"{row['value']:.3f}{interval}"
     names = sorted(by_name, key=lambda name: (name.split("@")[0], int(name.split("@")[1]) if "@" in name else 0))
-    return [f"{name:<10} model {by_name[name]['model']:<24} popularity {by_name[name]['popularity']}" for name in names]
+    recommenders = [each for each in ("model", *BASELINES) if any(each in by_name[name] for name in names)]
+    return [
+        f"{name:<10} " + "  ".join(f"{each} {by_name[name][each]}" for each in recommenders if each in by_name[name])
+        for name in names
+    ]
