@@ -31,8 +31,7 @@ def baseline_ranks(
     """
     if names and training_sequences.isEmpty():
         why_not = "the train split has no row to learn from: bring earlier events or move sequences.train_until"
-        for name in names:
-            _warn(account, name, why_not)
+        _leave_out(account, names, why_not)
         return {}
     computed = {}
     for name in names:
@@ -48,15 +47,18 @@ def baseline_ranks(
             if ranks is not None:
                 ranks.unpersist()
             log.debug("baseline %s", name, exc_info=True)
-            _warn(account, name, _cause(error))
+            _leave_out(account, [name], _cause(error))
         else:
             computed[name] = ranks
     return computed
 
 
-def _warn(account: Account, name: str, why_not: str) -> None:
-    log.warning("the baseline %s is left out of the evaluation: %s", name, why_not)
-    account.checks.append(Check(CHECK, name, 1.0, 0.0, "warning", f"left out of the evaluation: {why_not}"))
+def _leave_out(account: Account, names: Sequence[str], why_not: str) -> None:
+    what = f"baseline {names[0]} is" if len(names) == 1 else f"baselines {', '.join(names)} are"
+    log.warning("the %s left out of the evaluation: %s", what, why_not)
+    account.checks += [
+        Check(CHECK, name, 1.0, 0.0, "warning", f"left out of the evaluation: {why_not}") for name in names
+    ]
 
 
 def _cause(error: Exception) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_spark.evaluation.baselines.ranking_kernel import History, Popularity
-from llm_spark.evaluation.baselines.vsknn_kernel import VectorSessionKnn, VsknnSettings
+from llm_spark.evaluation.baselines.ranking_kernel import History, Popularity, rank_batches
+from llm_spark.evaluation.baselines.vsknn_kernel import VectorSessionKnn, VsknnSettings, vector_session_knn
 from tests.evaluation.plain_baselines import Row, past_sessions, vsknn
 
 
@@ -155,3 +158,64 @@ def test_vsknn_equals_its_definition_in_fractions(data: st.DataObject) -> None:
         current,
     )
     assert found == pytest.approx(expected, rel=1e-6)
+
+
+ROWS = pa.schema(
+    [
+        ("kind", pa.int32()),
+        ("sequence_id", pa.string()),
+        ("start", pa.int32()),
+        ("user_id", pa.string()),
+        ("tokens", pa.list_(pa.int32())),
+        ("session_starts", pa.list_(pa.int32())),
+        ("numbers", pa.list_(pa.float64())),
+        ("more_numbers", pa.list_(pa.float64())),
+    ]
+)
+
+
+def rows_of_all_kinds() -> pa.RecordBatch:
+    """Items 2..5 in two blocks; sessions a, b and c, of which b comes three times; two test rows."""
+    items = [(0, None, None, None, tokens, None, [1.0, 1.0], [1.0, 1.0]) for tokens in ([2, 3], [4, 5])]
+    learned = [
+        (1, name, start, None, tokens, None, None, None)
+        for name, start, tokens in (
+            ("a", 0, [2, 3]),
+            ("b", 0, [3, 4]),
+            ("b", 0, [3, 4]),
+            ("b", 0, [3, 4]),
+            ("b", 2, [3, 5]),
+        )
+    ]
+    tests = [(2, "t", 1, "u", [3, 4, 5], [0], None, None), (2, "v", 0, "w", [2], [0], None, None)]
+    columns = zip(*items, *learned, *tests, strict=True)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, ROWS, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=ROWS)
+
+
+@given(st.lists(st.integers(0, 9), max_size=6))
+def test_batches_cut_anywhere_give_the_same_ranks_and_a_session_counts_once(cuts: list[int]) -> None:
+    rows = rows_of_all_kinds()
+    edges = [0, *sorted(cuts), rows.num_rows]
+    batches = [rows.slice(first, last - first) for first, last in itertools.pairwise(edges)]
+    build = vector_session_knn(VsknnSettings(num_neighbours=2, idf_weight=0.0))
+    found = pa.Table.from_batches(rank_batches(iter(batches), build, 2)).to_pydict()
+    # After 3 the two most recent sessions are {3 4} and {3 5}: 3 has 2; 4 and 5 have 1 each. After 3 4 it is {3 4}, by 1 + 1/4, and {3 5},
+    # by 1/4, half of it: 3 has 11/8, 4 has 10/8, 5 has 1/8. Nothing stands before v's only event: four items are alike.
+    assert found == {
+        "sequence_id": ["t", "t", "v"],
+        "user_id": ["u", "u", "w"],
+        "position": [1, 2, 0],
+        "session_position": [1, 2, 0],
+        "token": [4, 5, 2],
+        "rank": [3, 3, 4],
+        "top": [[3, 4], [3, 4], [2, 3]],
+    }
+
+
+def test_a_part_without_test_rows_gives_nothing_and_one_without_learned_rows_its_ranks() -> None:
+    rows, build = rows_of_all_kinds(), vector_session_knn(VsknnSettings())
+    assert list(rank_batches(iter([rows.slice(0, 7)]), build, 2)) == []
+    alone = pa.concat_tables([pa.Table.from_batches([rows.slice(*part)]) for part in ((0, 2), (7, 2))])
+    (found,) = rank_batches(iter(alone.combine_chunks().to_batches()), build, 2)
+    assert found.column("rank").to_pylist() == [4, 4, 4]

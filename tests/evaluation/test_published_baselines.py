@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 
 from llm_spark.evaluation.baselines import BASELINES
 from tests.conftest import SHARED_DATA
-from tests.rsc15_lists import NAME, NUM_POSITIONS, PUBLISHED, TEST_FILE, TRAINING_FILE, RivalLists, read_sessions
+from tests.evaluation.session_sequences import rsc15
+from tests.rsc15_lists import NAME, NUM_POSITIONS, PUBLISHED, RivalLists
 
 K = 20
 COMPARED = ("vsknn", "item_knn", "markov", "popularity")
@@ -35,52 +34,19 @@ class Found:
         return float(np.mean([1 / rank if rank is not None and rank <= K else 0.0 for rank in self.ranks.values()]))
 
 
-def session_rows(spark: SparkSession, sessions: Mapping[int, Sequence[int]]) -> DataFrame:
-    """Sessions in the order of their ends become rows of sequences, one each; time is that order."""
-    rows = {
-        "sequence_id": [str(session) for session in sessions],
-        "user_id": [str(session) for session in sessions],
-        "tokens": pa.array(list(sessions.values()), pa.list_(pa.int32())),
-        "session_starts": pa.array([[0]] * len(sessions), pa.list_(pa.int32())),
-        "event_times": pa.array([[n] * len(s) for n, s in enumerate(sessions.values())], pa.list_(pa.int64())),
-        "first_target": pa.array([1] * len(sessions), pa.int32()),
-    }
-    return spark.createDataFrame(pa.table(rows)).repartition(2)
-
-
-def by_end(path: Path) -> list[int]:
-    """Session ids in the order of their last events."""
-    with path.open() as file:
-        next(file)
-        ends: dict[int, float] = {}
-        for line in file:
-            session, _, at = line.split()
-            ends[int(session)] = max(ends.get(int(session), 0.0), float(at))
-    return sorted(ends, key=lambda session: (ends[session], session))
-
-
 @pytest.fixture(scope="module")
 def published(spark: SparkSession) -> dict[str, Found]:
     folder = SHARED_DATA / NAME
     if not folder.is_dir():
         pytest.skip(f"the data set {NAME} is not beside this checkout (../shared/data)")
-    training, tests = read_sessions(folder / TRAINING_FILE), read_sessions(folder / TEST_FILE)
-    item_of = dict(enumerate(sorted({item for session in training.values() for item in session}), 2))
-    token_of = {item: token for token, item in item_of.items()}
-    compared = dict.fromkeys(session for session, _ in RivalLists.of("V-SkNN", folder).lists)
-    old_first = {session: training[session] for session in by_end(folder / TRAINING_FILE)}
-    training_rows, test_rows = (
-        session_rows(spark, {s: [token_of.get(item, 1) for item in items] for s, items in sessions.items()})
-        for sessions in (old_first, {session: tests[session] for session in compared})
-    )
-    vocabulary = spark.createDataFrame(pa.table({"token": pa.array(list(item_of), pa.int32())}))
+    given = rsc15(spark, folder)
     found = {}
     for name in COMPARED:
-        rows = BASELINES[name](test_rows, training_rows, vocabulary, K).collect()
+        rows = BASELINES[name](given.tests, given.training, given.vocabulary, K).collect()
         places = {(int(row["sequence_id"]), row["position"] - 1): row for row in rows}
         found[name] = Found(
             {place: row["rank"] for place, row in places.items()},
-            {place: [item_of[token] for token in row["top"]] for place, row in places.items()},
+            {place: [given.item_of[token] for token in row["top"]] for place, row in places.items()},
         )
     return found
 

@@ -5,7 +5,9 @@ Array suffixes: V by token, I items of the vocabulary, C candidates, one row's t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -140,55 +142,61 @@ class Recommender(Protocol):
 
 
 @dataclass(frozen=True)
-class Knowledge:
-    """What was learned, as far as one part of the test rows needs it."""
+class Items:
+    """The vocabulary, and two numbers of each item: the first orders them by popularity, the second is the baseline's own."""
 
-    items: pa.Table
-    """One row a block of the vocabulary: tokens, numbers (popularity), more_numbers."""
-    learned: pa.Table
-    """What the baseline's own transform sent, in the order of ended_at, sequence_id, start."""
+    tokens_I: Ints
+    numbers_I: Doubles
+    more_numbers_I: Doubles
 
-    def item_columns(self) -> tuple[Ints, Doubles, Doubles]:
-        """Every item's token, number and further number."""
-        tokens = flattened(self.items["tokens"]).astype(np.int64)
-        return tokens, flattened(self.items["numbers"]), flattened(self.items["more_numbers"])
+    @classmethod
+    def of(cls, blocks: Iterable[pa.RecordBatch]) -> Items:
+        """From rows of tokens, numbers, more_numbers, each a block of the vocabulary."""
+        columns = [
+            (
+                batch.column("tokens").flatten(),
+                batch.column("numbers").flatten(),
+                batch.column("more_numbers").flatten(),
+            )
+            for batch in blocks
+        ]
+        tokens, numbers, more_numbers = (
+            np.concatenate([np.zeros(0), *(column.to_numpy() for column in one)])
+            for one in (zip(*columns, strict=True) if columns else ((), (), ()))
+        )
+        return cls(tokens.astype(np.int64), numbers, more_numbers)
 
 
-Build = Callable[[Knowledge], tuple[Popularity, Recommender]]
-
-
-def flattened(column: pa.ChunkedArray) -> np.ndarray:
-    """The elements of a list column, list after list."""
-    lists = column.combine_chunks()
-    lists = pa.concat_arrays(lists.chunks) if isinstance(lists, pa.ChunkedArray) else lists
-    return lists.flatten().to_numpy(zero_copy_only=False)
+Build = Callable[[Items, Iterator[pa.RecordBatch]], tuple[Popularity, Recommender]]
+"""Makes a recommender of what was learned: rows that the baseline's own transform sent, in the order of ended_at, sequence_id, start."""
 
 
 def rank_batches(batches: Iterator[pa.RecordBatch], build: Build, list_length: int) -> Iterator[pa.RecordBatch]:
     """Ranks and lists (RANKS_DDL) of every predicted position of the test rows.
 
     In, sorted by kind: rows of ITEMS (tokens, numbers, more_numbers), of LEARNED (as `build` reads them), of TEST (sequence_id, user_id,
-    tokens, session_starts, start: the first position that is predicted). Only the first two kinds are held in memory.
+    tokens, session_starts, start: the first position that is predicted). What `build` keeps of the first two is held in memory, no more.
     """
-    learned: list[pa.RecordBatch] = []
-    placed: tuple[Popularity, Recommender] | None = None
+    items, placed = Items.of([]), None
+    for kind, slices in itertools.groupby(_slices_of_a_kind(batches), key=operator.itemgetter(0)):
+        rows = (part for _, part in slices)
+        if kind == ITEMS:
+            items = Items.of(rows)
+        elif kind == LEARNED:
+            placed = build(items, rows)
+        else:
+            placed = placed or build(items, iter(()))
+            for part in rows:
+                for first in range(0, part.num_rows, ROWS_PER_BATCH):
+                    yield _ranks(part.slice(first, ROWS_PER_BATCH), *placed, list_length)
+
+
+def _slices_of_a_kind(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
     for batch in batches:
-        first_test = int(np.searchsorted(batch.column("kind").to_numpy(), TEST))
-        if first_test:
-            learned.append(batch.slice(0, first_test))
-        if first_test == batch.num_rows:
-            continue
-        if placed is None:
-            placed = build(_knowledge(learned, batch.schema))
-            learned = []
-        for first in range(first_test, batch.num_rows, ROWS_PER_BATCH):
-            yield _ranks(batch.slice(first, ROWS_PER_BATCH), *placed, list_length)
-
-
-def _knowledge(batches: list[pa.RecordBatch], schema: pa.Schema) -> Knowledge:
-    table = pa.Table.from_batches(batches, schema)
-    first_learned = int(np.searchsorted(table["kind"].to_numpy(), LEARNED))
-    return Knowledge(table.slice(0, first_learned), table.slice(first_learned))
+        edges = np.searchsorted(batch.column("kind").to_numpy(), [ITEMS, LEARNED, TEST, TEST + 1])
+        for kind, begin, end in zip((ITEMS, LEARNED, TEST), edges, edges[1:], strict=False):
+            if begin < end:
+                yield kind, batch.slice(begin, end - begin)
 
 
 def _ranks(rows: pa.RecordBatch, popularity: Popularity, recommender: Recommender, list_length: int) -> pa.RecordBatch:

@@ -5,16 +5,19 @@ Each recommender has a `build` that makes it from what was learned. Array suffix
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from llm_spark.evaluation.baselines.ranking_kernel import Doubles, History, Ints, Knowledge, Popularity, flattened
+from llm_spark.evaluation.baselines.ranking_kernel import Doubles, History, Ints, Items, Popularity
 
 _NOTHING: tuple[Ints, Doubles] = (np.zeros(0, np.int64), np.zeros(0))
 
 
-def _popularity(knowledge: Knowledge) -> Popularity:
-    return Popularity.of(*knowledge.item_columns())
+def _popularity(items: Items) -> Popularity:
+    return Popularity.of(items.tokens_I, items.numbers_I, items.more_numbers_I)
 
 
 class Unpersonal:
@@ -52,26 +55,24 @@ class ItemLists:
         return self._lists.get(int(query[-1]), _NOTHING) if len(query) else _NOTHING
 
 
-def unpersonal(knowledge: Knowledge) -> tuple[Popularity, Unpersonal]:
-    return _popularity(knowledge), Unpersonal()
+def unpersonal(items: Items, learned: Iterator[pa.RecordBatch]) -> tuple[Popularity, Unpersonal]:
+    return _popularity(items), Unpersonal()
 
 
-def session_counts(knowledge: Knowledge) -> tuple[Popularity, SessionCounts]:
-    return _popularity(knowledge), SessionCounts()
+def session_counts(items: Items, learned: Iterator[pa.RecordBatch]) -> tuple[Popularity, SessionCounts]:
+    return _popularity(items), SessionCounts()
 
 
-def last_seen(knowledge: Knowledge) -> tuple[Popularity, LastSeen]:
-    return _popularity(knowledge), LastSeen()
+def last_seen(items: Items, learned: Iterator[pa.RecordBatch]) -> tuple[Popularity, LastSeen]:
+    return _popularity(items), LastSeen()
 
 
-def item_lists(knowledge: Knowledge) -> tuple[Popularity, ItemLists]:
+def item_lists(items: Items, learned: Iterator[pa.RecordBatch]) -> tuple[Popularity, ItemLists]:
     """From rows of an item (`start`), the `tokens` on its list and their scores (`numbers`)."""
-    learned = knowledge.learned
-    if learned.num_rows == 0:
-        return _popularity(knowledge), ItemLists({})
-    lengths = pc.list_value_length(learned["tokens"]).to_numpy()
-    cuts = np.cumsum(lengths)[:-1]
-    tokens = np.split(flattened(learned["tokens"]).astype(np.int64), cuts)
-    scores = np.split(flattened(learned["numbers"]), cuts)
-    items = learned["start"].to_pylist()
-    return _popularity(knowledge), ItemLists(dict(zip(items, zip(tokens, scores, strict=True), strict=True)))
+    lists: dict[int, tuple[Ints, Doubles]] = {}
+    for batch in learned:
+        cuts = np.cumsum(pc.list_value_length(batch.column("tokens")).to_numpy())[:-1]
+        tokens = np.split(batch.column("tokens").flatten().to_numpy().astype(np.int64), cuts)
+        scores = np.split(batch.column("numbers").flatten().to_numpy(), cuts)
+        lists.update(zip(batch.column("start").to_pylist(), zip(tokens, scores, strict=True), strict=True))
+    return _popularity(items), ItemLists(lists)

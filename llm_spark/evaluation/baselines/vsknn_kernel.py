@@ -7,6 +7,7 @@ current session, C candidates.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +19,8 @@ from llm_spark.evaluation.baselines.ranking_kernel import (
     Doubles,
     History,
     Ints,
-    Knowledge,
+    Items,
     Popularity,
-    flattened,
 )
 
 _GRAIN = 2.0**30
@@ -130,24 +130,29 @@ def vector_session_knn(settings: VsknnSettings) -> Build:
     return functools.partial(_build, settings=settings)
 
 
-def _build(knowledge: Knowledge, settings: VsknnSettings) -> tuple[Popularity, VectorSessionKnn]:
-    tokens_I, counts_I, weights_I = knowledge.item_columns()
-    popularity = Popularity.of(tokens_I, counts_I, np.zeros(len(tokens_I)))
-    sessions = _each_once(knowledge.learned)
-    tokens_N = flattened(sessions["tokens"]).astype(np.int64) if sessions.num_rows else np.zeros(0, np.int64)
-    lengths_S = pc.list_value_length(sessions["tokens"]).to_numpy()
+def _build(
+    items: Items, learned: Iterator[pa.RecordBatch], settings: VsknnSettings
+) -> tuple[Popularity, VectorSessionKnn]:
+    popularity = Popularity.of(items.tokens_I, items.numbers_I, np.zeros(len(items.tokens_I)))
+    tokens, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+    for sessions in _each_once(learned):
+        tokens.append(sessions.flatten().to_numpy())
+        lengths.append(pc.list_value_length(sessions).to_numpy())
+    tokens_N = np.concatenate(tokens).astype(np.int64)
     weight_V = np.ones(len(popularity.level_V))
-    weight_V[tokens_I] = weights_I
+    weight_V[items.tokens_I] = items.more_numbers_I
     # A token beyond the vocabulary is recommended nowhere, whatever it weighs.
     weight_N = weight_V[np.where(popularity.has(tokens_N), tokens_N, 0)]
-    return popularity, VectorSessionKnn(tokens_N, lengths_S, weight_N, settings)
+    return popularity, VectorSessionKnn(tokens_N, np.concatenate(lengths), weight_N, settings)
 
 
-def _each_once(sessions: pa.Table) -> pa.Table:
-    if sessions.num_rows == 0:
-        return sessions
-    rows = sessions["sequence_id"].combine_chunks()
-    rows = pa.concat_arrays(rows.chunks) if isinstance(rows, pa.ChunkedArray) else rows
-    row_codes = rows.dictionary_encode().indices.to_numpy()
-    is_new = (np.diff(row_codes) != 0) | (np.diff(sessions["start"].to_numpy()) != 0)
-    return sessions.filter(pa.array(np.append(True, is_new)))
+def _each_once(learned: Iterator[pa.RecordBatch]) -> Iterator[pa.ListArray]:
+    """The sessions' tokens; those that come more than once stand beside one another."""
+    latest: tuple[str, int] | None = None
+    for batch in learned:
+        rows, starts = batch.column("sequence_id"), batch.column("start")
+        codes = rows.dictionary_encode().indices.to_numpy()
+        is_new = (np.diff(codes, prepend=-1) != 0) | (np.diff(starts.to_numpy(), prepend=-1) != 0)
+        is_new[0] = (rows[0].as_py(), starts[0].as_py()) != latest
+        latest = rows[-1].as_py(), starts[-1].as_py()
+        yield batch.column("tokens").filter(pa.array(is_new))
