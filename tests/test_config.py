@@ -80,6 +80,8 @@ def test_settings_that_a_stage_does_not_need_may_be_missing() -> None:
         "model.cell=elman",
         "model.initial_embedding=glove",
         "model.word2vec_size=8",
+        "evaluate.baselines=[popularity,knn]",
+        "evaluate.baselines=[markov,markov]",
         "score.reasons=-1",
         "score.reasons=21",
         "train.num_epochs=0",

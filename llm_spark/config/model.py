@@ -13,6 +13,9 @@ _WITHOUT_PART_IN_THE_WEIGHTS = frozenset(
     {"timeout_seconds", "reader_workers", "checkpoint_seconds", "keep_checkpoints", "track"}
 )
 
+BASELINES = ("popularity", "session_popularity", "recency", "markov", "vsknn", "item_knn")
+"""What a model can be set against, from the plainest to the most knowing; llm_spark/evaluation/baselines says what each does."""
+
 MAX_REASONS = 20
 """Each is one more join with the vocabulary, and more are read by nobody."""
 MIN_REPLICATES = 40
@@ -194,8 +197,15 @@ class EvaluateConfig:
     time and memory."""
     diversity_attribute: str | None = None
     """The name of ingest.columns.attributes that holds an item's category, for diversity@k. Not given: not computed."""
+    baselines: list[str] = field(default_factory=lambda: list(BASELINES))
+    """Recommenders without a model, measured on the same positions: popularity, session_popularity, recency, markov, vsknn, item_knn. All of
+    them, for a model is worth its training only where it beats the best of them; [] for none."""
 
     def __post_init__(self) -> None:
+        for name in self.baselines:
+            one_of("evaluate.baselines", name, BASELINES)
+        twice = len(set(self.baselines)) < len(self.baselines)
+        require(not twice, "evaluate.baselines", self.baselines, "name each baseline once")
         require(
             bool(self.ks) and all(k > 0 for k in self.ks), "evaluate.ks", self.ks, "give one or more numbers above 0"
         )

@@ -77,7 +77,7 @@ def run(warehouse: Warehouse, config: Config, config_file: Path) -> None:
         ("best reachable: knows the process, infers taste and intent", oracle.recall),
         ("the model: long-term and short-term memory", recall["model"]),
         ("best reachable without long-term memory", oracle.session_only_recall),
-        ("popularity", recall["popularity"]),
+        *[(name, recall[name]) for name in ("popularity",) if name in recall],
     ]
     print(f"\nHow often the true next item is among the first {K} ({oracle.num_targets:,} test positions):")
     print_table(["recommender", f"recall@{K}"], rows)

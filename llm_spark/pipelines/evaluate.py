@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from llm_spark.config import Config
 from llm_spark.errors import DataError
-from llm_spark.evaluation.baselines import BASELINES
 from llm_spark.evaluation.estimates import Estimate, Measured
 from llm_spark.logs import progress
-from llm_spark.pipelines.account import Account, Check
+from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.baselines import measured_baselines
 from llm_spark.pipelines.certificate import require_certificate
 from llm_spark.pipelines.evaluation_window import EvaluationWindow, open_window, require_testable
 from llm_spark.pipelines.registry import Champion, champion
@@ -31,7 +31,7 @@ def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
     origin = {
         "models": {name: model.model_id for name, model in models.items()},
         "sequences": warehouse.data_version(SEQUENCES, version),
-        "baselines": list(BASELINES),
+        "baselines": list(config.evaluate.baselines),
         "ks": list(config.evaluate.ks),
         "num_replicates": config.evaluate.num_replicates,
         "diversity_attribute": config.evaluate.diversity_attribute,
@@ -47,7 +47,9 @@ def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
     for name, model in models.items():
         with progress(f"evaluate: {name}"):
             measured[name] = window.measured_model(model)
-    measured |= measured_baselines(window, account)
+    measured |= measured_baselines(window, config.evaluate.baselines, account)
+    # What failed is tried again by the next run.
+    origin["baselines"] = [name for name in config.evaluate.baselines if name in measured]
     found = figures(measured)
     rows = [
         (model_id, recommender, against, *_columns(estimate), window.version)
@@ -80,21 +82,6 @@ def testable_models(warehouse: Warehouse, models: Mapping[str, Champion], accoun
         except DataError as error:
             account.remarks.append(f"the {name} cannot be compared with: {error}")
     return testable
-
-
-def measured_baselines(window: EvaluationWindow, account: Account) -> dict[str, Measured]:
-    """Every baseline on the window's positions. One that fails is left out, with a warning that says why."""
-    measured = {}
-    for name, baseline in BASELINES.items():
-        try:
-            with progress(f"evaluate: {name}"):
-                ranks = baseline(window.test, window.training, window.vocabulary, window.rules.list_length)
-                measured[name] = window.measured(ranks)
-        except Exception as error:
-            why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            account.remarks.append(f"baseline {name} failed and is left out: {why[:200]}")
-            account.checks.append(Check("baseline_failed", name, 1.0, 0.0, "warning", why))
-    return measured
 
 
 def figures(measured: Mapping[str, Measured]) -> dict[tuple[str, str | None], list[Estimate]]:

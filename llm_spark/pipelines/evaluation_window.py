@@ -23,17 +23,6 @@ from llm_spark.tables.warehouse import Warehouse
 from llm_spark.tokens import FIRST_ITEM_TOKEN
 from llm_spark.transforms.history_kernel import BY_TIME
 
-_MODEL_INPUTS = (
-    "sequence_id",
-    "user_id",
-    "tokens",
-    "event_types",
-    "values",
-    "session_starts",
-    "event_times",
-    "first_target",
-)
-
 
 @dataclass(frozen=True)
 class EvaluationWindow:
@@ -54,7 +43,7 @@ class EvaluationWindow:
 
     def model_ranks(self, model: Champion) -> DataFrame:
         """The ranks frame of a model, in TARGET_RANKS_DDL, lazy."""
-        columns = [*_MODEL_INPUTS, *(["features"] if model.config.features else [])]
+        columns = ["sequence_id", "user_id", *model.config.history_columns, "first_target"]
         kernel = functools.partial(
             target_ranks, artifact_path=model.path, batch_rows=self.batch_rows, list_length=self.rules.list_length
         )
