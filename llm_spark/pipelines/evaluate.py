@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame
@@ -16,7 +18,8 @@ from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.certificate import require_certificate
 from llm_spark.pipelines.features import require_features
-from llm_spark.pipelines.registry import Champion, champion
+from llm_spark.pipelines.gate import decide_promotion
+from llm_spark.pipelines.registry import MODEL, Champion, evaluated_models
 from llm_spark.schemas import EVALUATION, SEQUENCES, VOCABULARY
 from llm_spark.scoring import TARGET_RANKS_DDL, target_ranks
 from llm_spark.tables.warehouse import Warehouse
@@ -35,15 +38,26 @@ _MODEL_INPUTS = (
 
 
 def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
+    """Measure the challenger, or without one the champion, and let the gate decide upon the challenger.
+
+    Also where there is nothing to measure: a run that was killed in between has left the challenger undecided.
+    """
+    _measure(warehouse, config, account)
+    decide_promotion(warehouse, config, account)
+
+
+def _measure(warehouse: Warehouse, config: Config, account: Account) -> None:
     """Rank every test position against the whole vocabulary of the model, and by popularity, and write the metrics.
 
     DataError where the sequences have no certificate that passes, or the model may have seen what would test it.
     """
-    model = champion(warehouse)
+    models = evaluated_models(warehouse)
+    model = models[MODEL]
     version = warehouse.version(SEQUENCES)
     data_version = warehouse.data_version(SEQUENCES, version)
-    origin = {"model_id": model.model_id, "sequences": data_version, "ks": list(config.evaluate.ks)}
-    if warehouse.origin(EVALUATION) == origin:
+    ids = {name: each.model_id for name, each in models.items()}
+    origin = {"models": ids, "sequences": data_version, "ks": list(config.evaluate.ks)}
+    if was_evaluated(warehouse, origin):
         account.nothing_to_do = f"model {model.model_id} was evaluated on sequences v{version} already"
         return
     require_certificate(warehouse)
@@ -65,7 +79,9 @@ def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
             )
         by_popularity = popularity_ranks(ranks, all_sequences.where(F.col("split") == "train"), vocabulary)
         metrics = _named(ranks, "model", config).unionByName(_named(by_popularity, "popularity", config))
-        stamped = metrics.withColumns({"model_id": F.lit(model.model_id), "sequences_version": F.lit(version)})
+        stamped = metrics.withColumns(
+            {"model_id": F.lit(model.model_id), "against": F.lit(None), "sequences_version": F.lit(version)}
+        )
         warehouse.replace_where(EVALUATION, stamped, f"model_id = '{model.model_id}'", origin)
         ranks.unpersist()
     account.rows_in = {"test_sequences": test.count()}
@@ -73,6 +89,14 @@ def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
     account.read = {SEQUENCES.name: version}
     account.wrote(warehouse, EVALUATION)
     account.remarks += evaluation_lines(warehouse, model.model_id)
+
+
+def was_evaluated(warehouse: Warehouse, origin: Mapping[str, Any]) -> bool:
+    """Whether the evaluation that is there is of these models under this `origin`; it may have measured others beside them, as a model that
+    was promoted since was measured beside the former champion."""
+    note = warehouse.origin(EVALUATION) or {}
+    measured = note.get("models", {})
+    return note | {"models": {name: measured.get(name) for name in origin["models"]}} == origin
 
 
 def _check_unseen(warehouse: Warehouse, model: Champion, data_version: int) -> None:
