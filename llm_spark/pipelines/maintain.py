@@ -41,7 +41,7 @@ def maintain(warehouse: Warehouse, config: Config, account: Account, force: bool
     settings = config.maintain
     remove_artifacts(warehouse, settings.keep_models, account)
     tables = [table for table in TABLES.values() if warehouse.exists(table)]
-    pins = list(_pins(warehouse))
+    pins = list(pins_of_models(warehouse))
     num_joined = num_made = num_removed = 0
     with progress("maintain") as bar:
         for done, table in enumerate(tables):
@@ -104,7 +104,7 @@ def _warn(account: Account, line: str) -> None:
     account.remarks.append(line)
 
 
-def _pins(warehouse: Warehouse) -> Iterator[Pin]:
+def pins_of_models(warehouse: Warehouse) -> Iterator[Pin]:
     """Every version that a model was trained on whose artifact is kept: without its weights nobody asks what they came from."""
     by_version: dict[tuple[str, int], list[str]] = {}
     kept = (model for model in read_models(warehouse).rows if model.artifact is not None)
