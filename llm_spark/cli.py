@@ -13,7 +13,7 @@ from pathlib import Path
 from llm_spark import config as settings
 from llm_spark import logs
 from llm_spark.config import Config
-from llm_spark.errors import UserError
+from llm_spark.errors import UsageError, UserError
 from llm_spark.logs import log
 from llm_spark.pipelines import STAGES
 
@@ -32,7 +32,7 @@ _MODEL_ACTIONS = {
     "promote": ("ID", "make a model the one that scores, whatever the gate says"),
     "rollback": ("", "make the champion before this one score again"),
 }
-"""What each takes, and what it does."""
+"""What each takes, in brackets what need not be given, and what it does."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -174,6 +174,12 @@ def _run_models(given: argparse.Namespace) -> None:
     from llm_spark.pipelines.models import run_action
 
     ids = [word for word in given.words if "=" not in word]
+    takes, _ = _MODEL_ACTIONS[given.action]
+    most = takes.count("ID")
+    if not most - takes.count("[ID]") <= len(ids) <= most:
+        raise UsageError(
+            f"`models {given.action}` takes {takes or 'no ID'}, and {len(ids)} were given: {', '.join(ids)}"
+        )
     given.overrides = [*given.overrides, *(word for word in given.words if "=" in word)]
     reason = getattr(given, "reason", "")
     _with_spark(_load(given), lambda warehouse: run_action(warehouse, given.action, ids, reason))

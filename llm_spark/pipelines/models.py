@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from pyspark.sql import functions as F
 
-from llm_spark.errors import UsageError, UserError
+from llm_spark.errors import UserError
 from llm_spark.logs import log
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.aliases import (
@@ -30,24 +29,9 @@ from llm_spark.schemas import EVALUATION, MODELS
 from llm_spark.tables.warehouse import Warehouse
 
 
-@dataclass(frozen=True)
-class Action:
-    """One of `llm-spark models ACTION`."""
-
-    run: Callable[[Warehouse, Sequence[str], str], None]
-    """Given the warehouse, the ids and the reason."""
-    ids: tuple[int, int]
-    """How many ids it takes, at least and at most."""
-
-
 def run_action(warehouse: Warehouse, name: str, ids: Sequence[str], reason: str = "") -> None:
-    """Run one action. UsageError for the wrong number of ids."""
-    action = ACTIONS[name]
-    least, most = action.ids
-    if not least <= len(ids) <= most:
-        wanted = f"{least} model id{'s' if least != 1 else ''}" if least == most else f"{least} to {most} model ids"
-        raise UsageError(f"`models {name}` takes {wanted}, and {len(ids)} were given: `llm-spark models` lists them")
-    action.run(warehouse, ids, reason)
+    """Run one of `llm-spark models NAME`, with as many ids as it takes."""
+    _ACTIONS[name](warehouse, ids, reason)
 
 
 def _list(warehouse: Warehouse, ids: Sequence[str], reason: str) -> None:
@@ -132,12 +116,12 @@ def _roll_back(warehouse: Warehouse, ids: Sequence[str], reason: str) -> None:
     account.close(warehouse)
 
 
-ACTIONS = {
-    "list": Action(_list, (0, 0)),
-    "show": Action(_show, (1, 1)),
-    "compare": Action(_compare, (1, 2)),
-    "promote": Action(_promote, (1, 1)),
-    "rollback": Action(_roll_back, (0, 0)),
+_ACTIONS: dict[str, Callable[[Warehouse, Sequence[str], str], None]] = {
+    "list": _list,
+    "show": _show,
+    "compare": _compare,
+    "promote": _promote,
+    "rollback": _roll_back,
 }
 
 

@@ -1,8 +1,8 @@
 """One writer at a time on a warehouse in a local or shared folder, where Delta alone cannot see to it.
 
 What keeps two runs from both changing a table that was read before:
-- On HDFS, Azure and Google storage a Delta commit is atomic between machines, and a commit in turn (`Warehouse.replace_in_turn`) is refused
-  where another run took the turn. No lock is needed.
+- On HDFS and on Azure's storage a Delta commit is atomic between machines, and a commit in turn (`Warehouse.replace_in_turn`) is refused where
+  another run took the turn. No lock is needed.
 - On S3 the same holds between the threads of one driver. Between drivers it holds once Delta's own log store for several of them is set up
   (spark.delta.logStore.s3a.impl=io.delta.storage.S3DynamoDBLogStore); without it Delta promises nothing of any table.
 - In a local folder Delta looks whether a commit is there and then renames: two JVMs may both succeed. Here this lock is held while a table is
