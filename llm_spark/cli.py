@@ -177,9 +177,7 @@ def _run_models(given: argparse.Namespace) -> None:
     takes, _ = _MODEL_ACTIONS[given.action]
     most = takes.count("ID")
     if not most - takes.count("[ID]") <= len(ids) <= most:
-        raise UsageError(
-            f"`models {given.action}` takes {takes or 'no ID'}, and {len(ids)} were given: {', '.join(ids)}"
-        )
+        raise UsageError(f"`models {given.action}` takes {takes or 'no ID'}, and was given {', '.join(ids) or 'none'}")
     given.overrides = [*given.overrides, *(word for word in given.words if "=" in word)]
     reason = getattr(given, "reason", "")
     _with_spark(_load(given), lambda warehouse: run_action(warehouse, given.action, ids, reason))
