@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Any
 
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame
@@ -18,7 +16,7 @@ from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.certificate import require_certificate
 from llm_spark.pipelines.features import require_features
-from llm_spark.pipelines.gate import decide_promotion
+from llm_spark.pipelines.gate import decide_promotion, was_evaluated
 from llm_spark.pipelines.registry import MODEL, Champion, evaluated_models
 from llm_spark.schemas import EVALUATION, SEQUENCES, VOCABULARY
 from llm_spark.scoring import TARGET_RANKS_DDL, target_ranks
@@ -89,14 +87,6 @@ def _measure(warehouse: Warehouse, config: Config, account: Account) -> None:
     account.read = {SEQUENCES.name: version}
     account.wrote(warehouse, EVALUATION)
     account.remarks += evaluation_lines(warehouse, model.model_id)
-
-
-def was_evaluated(warehouse: Warehouse, origin: Mapping[str, Any]) -> bool:
-    """Whether the evaluation that is there is of these models under this `origin`; it may have measured others beside them, as a model that
-    was promoted since was measured beside the former champion."""
-    note = warehouse.origin(EVALUATION) or {}
-    measured = note.get("models", {})
-    return note | {"models": {name: measured.get(name) for name in origin["models"]}} == origin
 
 
 def _check_unseen(warehouse: Warehouse, model: Champion, data_version: int) -> None:

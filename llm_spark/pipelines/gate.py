@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -32,6 +33,14 @@ from llm_spark.pipelines.registry import MODEL
 from llm_spark.schemas import EVALUATION, MODELS
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.training.records import FINISHED
+
+
+def was_evaluated(warehouse: Warehouse, origin: Mapping[str, Any]) -> bool:
+    """Whether the evaluation that is there is of these models under this `origin`; it may have measured others beside them, as a model that
+    was promoted since was measured beside the former champion."""
+    note = warehouse.origin(EVALUATION) or {}
+    measured = note.get("models", {})
+    return note | {"models": {name: measured.get(name) for name in origin["models"]}} == origin
 
 
 def decide_promotion(warehouse: Warehouse, config: Config, account: Account) -> None:
