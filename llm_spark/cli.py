@@ -13,7 +13,7 @@ from pathlib import Path
 from llm_spark import config as settings
 from llm_spark import logs
 from llm_spark.config import Config
-from llm_spark.errors import UserError
+from llm_spark.errors import UsageError, UserError
 from llm_spark.logs import log
 from llm_spark.pipelines import STAGES
 
@@ -22,13 +22,31 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     stage: ("ingest",) if stage in ("ingest", "sessionize", "score") else () for stage in STAGES
 }
 
+_MODEL_ACTIONS = {
+    "list": ("", "every model, with its alias and why it has it"),
+    "show": (
+        "ID",
+        "what a model was trained on, with which settings and code, how it was measured and what became of it",
+    ),
+    "compare": ("ID [ID]", "what differs between two models; not given, the second is the champion"),
+    "promote": ("ID", "make a model the one that scores, whatever the gate says"),
+    "rollback": ("", "make the champion before this one score again"),
+}
+"""What each takes, in brackets what need not be given, and what it does."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = _parser()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["models"] and (words[1:] == [] or words[1].startswith("--") or "=" in words[1]):
+        words[1:1] = [] if words[1:] == ["--help"] else ["list"]
     try:
-        given, rest = parser.parse_known_args(arguments)
-        # argparse leaves what follows an option: settings may stand anywhere.
+        given, rest = parser.parse_known_args(words)
+        # argparse leaves what follows an option: settings, and ids, may stand anywhere.
+        if hasattr(given, "words"):
+            given.words += [word for word in rest if not word.startswith("-")]
+            rest = [word for word in rest if word.startswith("-")]
         strange = [word for word in rest if word.startswith("-") or "=" not in word]
         if strange or (rest and not hasattr(given, "overrides")):
             parser.error(f"unrecognized arguments: {' '.join(strange or rest)}")
@@ -85,6 +103,16 @@ def _parser() -> argparse.ArgumentParser:
     query.add_argument("--format", choices=("table", "csv", "json"), default="table")
     query.add_argument("--max-rows", type=int, default=1000, metavar="N")
     configured(query)
+    models = command("models", "which models there are and which one scores; promote another by hand", _run_models)
+    actions = models.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, (takes, what) in _MODEL_ACTIONS.items():
+        action = actions.add_parser(name, help=f"{takes} {what}".strip(), description=what)
+        action.add_argument("--debug", action="store_true", help="show stack traces")
+        action.add_argument("--config", metavar="FILE", help="YAML settings")
+        if name in ("promote", "rollback"):
+            action.add_argument("--reason", default="", metavar="TEXT", help="why, for the table models")
+        action.add_argument("words", nargs="*", metavar=f"{takes} key.path=value".strip())
+        action.set_defaults(overrides=[])
     configured(command("tables", "what is in the warehouse: versions, rows, newest event, files", _run_tables))
     simulate = command(
         "simulate", "write raw logs of simulated users, with every trouble that real logs have", _run_simulate
@@ -140,6 +168,19 @@ def _run_tables(given: argparse.Namespace) -> None:
     from llm_spark.pipelines.query import print_tables
 
     _with_spark(_load(given), print_tables)
+
+
+def _run_models(given: argparse.Namespace) -> None:
+    from llm_spark.pipelines.models import run_action
+
+    ids = [word for word in given.words if "=" not in word]
+    takes, _ = _MODEL_ACTIONS[given.action]
+    most = takes.count("ID")
+    if not most - takes.count("[ID]") <= len(ids) <= most:
+        raise UsageError(f"`models {given.action}` takes {takes or 'no ID'}, and was given {', '.join(ids) or 'none'}")
+    given.overrides = [*given.overrides, *(word for word in given.words if "=" in word)]
+    reason = getattr(given, "reason", "")
+    _with_spark(_load(given), lambda warehouse: run_action(warehouse, given.action, ids, reason))
 
 
 def _run_simulate(given: argparse.Namespace) -> None:

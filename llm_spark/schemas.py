@@ -229,10 +229,25 @@ MODELS = Table(
         ("created_at", TIME, "when training ended"),
         ("config", TEXT, "model and training settings, JSON"),
         ("table_versions", TEXT, "versions of the tables it was trained on, JSON"),
-        ("metrics", TEXT, "metrics at the end of training, JSON"),
-        ("artifact", TEXT, "folder of weights and manifest, from the root of the warehouse"),
-        ("alias", TEXT, "champion: the one that scores; archived: an earlier one"),
+        ("metrics", TEXT, "metrics at the end of training, and under gate those that the gate decided by, JSON"),
+        ("artifact", TEXT, "folder of weights and manifest, from the root of the warehouse; null once it was removed"),
+        ("alias", TEXT, "champion: the one that scores; challenger: it waits for the gate; archived: any other"),
         ("reason", TEXT, "why it has this alias"),
+        ("code_version", TEXT, "the program that trained it: its version, and its commit where that is known"),
+        ("changed_at", TIME, "since when it has this alias"),
+        (
+            "moves",
+            t.ArrayType(
+                _columns(
+                    ("alias", TEXT, "the alias that it got"),
+                    ("at", TIME, "when"),
+                    ("cause", TEXT, "what moved it: train, gate, hand, rollback, or followed by another model"),
+                    ("reason", TEXT, "why"),
+                    ("former", TEXT, "of a champion, the model that it followed and a rollback returns to; else null"),
+                )
+            ),
+            "every alias that it ever got, the oldest first",
+        ),
     ),
 )
 

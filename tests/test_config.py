@@ -64,6 +64,13 @@ def test_outcomes_are_read_from_a_file_and_from_the_command_line(tmp_path: Path)
     assert buys == config.OutcomeConfig("buys", ["buy"])
 
 
+def test_the_gate_decides_by_a_metric_that_evaluate_measures() -> None:
+    loaded = config.load(None, ["evaluate.ks=[3,12]"])
+    assert loaded.gate.chosen_metric(loaded.evaluate.ks) == "recall@12", "the whole list that is shown"
+    assert config.load(None, ["gate.metric=mrr@3", "evaluate.ks=[3,12]"]).gate.metric == "mrr@3"
+    assert message("gate.metric=mrr@7") == "gate.metric is 'mrr@7': evaluate.ks has 5, 10, 20; choose one of them"
+
+
 def test_missing_settings_are_all_listed_at_once() -> None:
     text = message(needs=("ingest",))
     for key in ("ingest.paths", "ingest.format", "ingest.columns.user", "ingest.columns.item", "ingest.columns.time"):
@@ -91,6 +98,11 @@ def test_settings_that_a_stage_does_not_need_may_be_missing() -> None:
         "sequences.split=by_time",
         "maintain.retention_hours=-1",
         "maintain.target_file_mib=0",
+        "maintain.keep_models=-1",
+        "gate.metric=clicks",
+        "gate.max_loss=-0.1",
+        "gate.beats_popularity=maybe",
+        "gate.missing_baseline=ignore",
         "nonsense",
         "ingest.filters=[a",
         "warehouse=${nothing}",

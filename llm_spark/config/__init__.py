@@ -3,6 +3,7 @@
 Frozen dataclasses <- YAML file <- `key.path=value` from the command line. `load` merges the three and raises one-line errors.
 """
 
+from llm_spark.config.gate import GateConfig
 from llm_spark.config.ingest import MISSING_RULES, ColumnsConfig, IngestConfig, MissingConfig, NormaliseItemConfig
 from llm_spark.config.loading import Config, from_overrides, load, show
 from llm_spark.config.maintain import MaintainConfig
@@ -19,6 +20,7 @@ __all__ = [
     "ColumnsConfig",
     "Config",
     "EvaluateConfig",
+    "GateConfig",
     "IngestConfig",
     "MaintainConfig",
     "MissingConfig",

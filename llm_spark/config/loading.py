@@ -12,6 +12,7 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from llm_spark.config.gate import GateConfig
 from llm_spark.config.ingest import IngestConfig
 from llm_spark.config.maintain import MaintainConfig
 from llm_spark.config.model import EvaluateConfig, ModelConfig, ScoreConfig, TrainConfig
@@ -33,8 +34,12 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     maintain: MaintainConfig = field(default_factory=MaintainConfig)
+
+    def __post_init__(self) -> None:
+        self.gate.chosen_metric(self.evaluate.ks)
 
 
 def _known_keys(node: Any, prefix: str = "") -> list[str]:

@@ -15,7 +15,11 @@ class MaintainConfig:
     """Small files are joined into files of about this size: few enough to list, small enough for one task."""
     retention_hours: int = 168
     """A version younger than this stays readable, and no younger file is touched. Longer than any stage or query runs; a week, as Delta's own."""
+    keep_models: int = 5
+    """Of archived models the newest so many keep their artifacts, and the versions of the tables that they were trained on. The champion, the
+    one before it, the challenger and whichever model a user's newest predictions name keep theirs anyway. Five: a working week of nights."""
 
     def __post_init__(self) -> None:
         require(self.target_file_mib > 0, "maintain.target_file_mib", self.target_file_mib, "give a number above 0")
+        require(self.keep_models >= 0, "maintain.keep_models", self.keep_models, "give 0 or more")
         require(self.retention_hours >= 0, "maintain.retention_hours", self.retention_hours, "give 0 or more")

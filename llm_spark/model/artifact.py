@@ -3,7 +3,7 @@
     weights.safetensors   all parameters and buffers
     config.json           what is needed to build the network, and the settings it was trained with
     tables.json           the vocabulary and table versions it was trained on
-    manifest.json         size and sha256 of each of the others
+    manifest.json         size and sha256 of each of the others, and the completion record of each rank that trained it
 
 A folder without a valid manifest does not exist for readers. Any file system that fsspec reaches; no pickle is ever
 read.
@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,9 +110,11 @@ def save_content(
     return {name: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for name, c in contents.items()}
 
 
-def save_manifest(path: str, files: dict[str, dict[str, int | str]]) -> None:
-    """Make the folder an artifact: from here on it exists for readers."""
-    write_file(f"{path}/{MANIFEST}", _json({"format_version": FORMAT_VERSION, "files": files}))
+def save_manifest(
+    path: str, files: dict[str, dict[str, int | str]], ranks: Sequence[dict[str, int | str]] = ()
+) -> None:
+    """Make the folder an artifact: from here on it exists for readers. `ranks` are the completion records of those that trained it."""
+    write_file(f"{path}/{MANIFEST}", _json({"format_version": FORMAT_VERSION, "files": files, "ranks": list(ranks)}))
 
 
 def read_manifest(path: str) -> tuple[dict[str, Any], str]:

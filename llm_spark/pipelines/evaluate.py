@@ -12,15 +12,22 @@ from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.baselines import measured_baselines
 from llm_spark.pipelines.certificate import require_certificate
 from llm_spark.pipelines.evaluation_window import EvaluationWindow, open_window, require_testable
-from llm_spark.pipelines.registry import Champion, champion
+from llm_spark.pipelines.gate import decide_promotion, was_evaluated
+from llm_spark.pipelines.registry import MODEL, Champion, evaluated_models
 from llm_spark.schemas import EVALUATION, SEQUENCES
 from llm_spark.tables.warehouse import Warehouse
 
-MODEL = "model"
-"""The evaluated model's name among the recommenders."""
-
 
 def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
+    """Measure the challenger, or without one the champion, and let the gate decide upon the challenger.
+
+    Also where there is nothing to measure: a run that was killed in between has left the challenger undecided.
+    """
+    _measure(warehouse, config, account)
+    decide_promotion(warehouse, config, account)
+
+
+def _measure(warehouse: Warehouse, config: Config, account: Account) -> None:
     """Rank every test position against the whole vocabulary by each recommender, and write their metrics and how far they are apart.
 
     DataError where the sequences have no certificate that passes, or the model may have seen what would test it.
@@ -36,7 +43,7 @@ def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
         "num_replicates": config.evaluate.num_replicates,
         "diversity_attribute": config.evaluate.diversity_attribute,
     }
-    if warehouse.origin(EVALUATION) == origin:
+    if was_evaluated(warehouse, origin):
         account.nothing_to_do = f"model {model_id} was evaluated on sequences v{version} already"
         return
     require_certificate(warehouse)
@@ -64,11 +71,6 @@ def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
     account.read = {SEQUENCES.name: window.version}
     account.wrote(warehouse, EVALUATION)
     account.remarks += evaluation_lines(window, found)
-
-
-def evaluated_models(warehouse: Warehouse) -> dict[str, Champion]:
-    """Whom to measure: the model that the run is about, and others to compare it with on the same positions."""
-    return {MODEL: champion(warehouse)}
 
 
 def testable_models(warehouse: Warehouse, models: Mapping[str, Champion], account: Account) -> dict[str, Champion]:

@@ -1,15 +1,16 @@
-"""maintain: every table's small files joined and its old files removed, but for what a model was trained on."""
+"""maintain: spare models' artifacts removed, every table's small files joined and its old files removed, but for what a model was trained on."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llm_spark.config import Config
 from llm_spark.logs import log, progress
 from llm_spark.pipelines.account import Account
-from llm_spark.schemas import MODELS, TABLES, Table
+from llm_spark.pipelines.aliases import read_models
+from llm_spark.pipelines.retention import remove_artifacts
+from llm_spark.schemas import TABLES, Table
 from llm_spark.tables.maintenance import (
     data_files,
     files_of_version,
@@ -35,11 +36,12 @@ class Pin:
 def maintain(warehouse: Warehouse, config: Config, account: Account, force: bool = False) -> None:
     """Join small files, then remove those that no version younger than the retention needs; with `force` also what a model was trained on.
 
-    No row changes, and no stage takes a table for changed by it.
+    No row changes, but that archived models say that their artifact is gone, and no stage takes its input for changed.
     """
     settings = config.maintain
+    remove_artifacts(warehouse, settings.keep_models, account)
     tables = [table for table in TABLES.values() if warehouse.exists(table)]
-    pins = list(_pins(warehouse))
+    pins = list(pins_of_models(warehouse))
     num_joined = num_made = num_removed = 0
     with progress("maintain") as bar:
         for done, table in enumerate(tables):
@@ -102,13 +104,13 @@ def _warn(account: Account, line: str) -> None:
     account.remarks.append(line)
 
 
-def _pins(warehouse: Warehouse) -> Iterator[Pin]:
-    """Every version that the table `models` names."""
-    rows = warehouse.read_or_empty(MODELS).select("model_id", "table_versions").collect()
+def pins_of_models(warehouse: Warehouse) -> Iterator[Pin]:
+    """Every version that a model was trained on whose artifact is kept: without its weights nobody asks what they came from."""
     by_version: dict[tuple[str, int], list[str]] = {}
-    for row in sorted(rows, key=lambda row: row["model_id"]):
-        for name, version in json.loads(row["table_versions"]).items():
-            by_version.setdefault((name, int(version)), []).append(row["model_id"])
+    kept = (model for model in read_models(warehouse).rows if model.artifact is not None)
+    for model in sorted(kept, key=lambda model: model.model_id):
+        for name, version in model.json("table_versions").items():
+            by_version.setdefault((name, int(version)), []).append(model.model_id)
     for (name, version), model_ids in sorted(by_version.items()):
         if name in TABLES:
             yield Pin(TABLES[name], version, tuple(model_ids))

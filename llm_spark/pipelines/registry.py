@@ -1,26 +1,26 @@
-"""The models table: which model scores, and which did before."""
+"""Models as they serve: which one scores, which waits for the gate, each with its artifact found whole."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-from pyspark.sql import DataFrame, Row
-from pyspark.sql import functions as F
 
 from llm_spark.config import ModelConfig
 from llm_spark.errors import DataError, UserError
 from llm_spark.logs import log
 from llm_spark.model.artifact import load_artifact
+from llm_spark.pipelines.aliases import CHAMPION, GATE, Model, Models, read_models
 from llm_spark.pipelines.values import ValueTreatment
 from llm_spark.schemas import MODELS, SEQUENCES
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.transforms.history_kernel import BY_TIME
 
+MODEL = "model"
+"""The evaluated model's name among the recommenders."""
+
 
 @dataclass(frozen=True)
 class Champion:
-    """The model that scores, its artifact found whole."""
+    """The model that scores, or the challenger that may, its artifact found whole."""
 
     model_id: str
     path: str
@@ -38,16 +38,33 @@ class Champion:
 
 
 def champion(warehouse: Warehouse) -> Champion:
-    """UserError where there is no model yet, or its artifact is damaged."""
-    row = _newest_champion(warehouse.read(MODELS))
+    """DataError where no model is champion, saying what to do; UserError where none was ever trained, or its artifact is damaged."""
+    models = Models.of_frame(warehouse.read(MODELS))
+    row = models.champion
     if row is None:
-        raise DataError("no model is champion: run `llm-spark train`")
-    path = warehouse.model_path(row["model_id"])
+        raise DataError(_why_none(models))
+    return _loaded(warehouse, row.model_id)
+
+
+def evaluated_models(warehouse: Warehouse) -> dict[str, Champion]:
+    """Whom to measure: as `model` the challenger, and the `champion` beside it where there is one; without a challenger the champion alone.
+
+    Raises as `champion` does.
+    """
+    models = read_models(warehouse)
+    if (waiting := models.challenger) is None:
+        return {MODEL: champion(warehouse)}
+    rows = {MODEL: waiting, CHAMPION: models.champion}
+    return {name: _loaded(warehouse, row.model_id) for name, row in rows.items() if row is not None}
+
+
+def _loaded(warehouse: Warehouse, model_id: str) -> Champion:
+    path = warehouse.model_path(model_id)
     loaded = load_artifact(path)
     splits = loaded.tables["splits"]
     versions = loaded.tables.get("data_versions", loaded.tables["table_versions"])
     return Champion(
-        row["model_id"],
+        model_id,
         path,
         loaded.model.num_tokens,
         loaded.model.num_event_types,
@@ -59,34 +76,32 @@ def champion(warehouse: Warehouse) -> Champion:
     )
 
 
-def champion_row(warehouse: Warehouse) -> Row | None:
-    """The champion's row, whatever has become of its artifact; None where there is no model yet."""
-    return _newest_champion(warehouse.read_or_empty(MODELS))
+def _why_none(models: Models) -> str:
+    if (waiting := models.challenger) is not None:
+        by_hand = f"`llm-spark models promote {waiting.model_id}` promotes it by hand"
+        return f"no model is champion, and {waiting.model_id} waits for the gate: run `llm-spark evaluate`; {by_hand}"
+    refused = [model for model in models.rows if model.judged_by == GATE]
+    if refused:
+        last = max(refused, key=lambda model: model.since)
+        by_hand = f"`llm-spark models promote {last.model_id}` promotes it by hand"
+        return f"no model has passed the gate: {last.model_id} was {last.reason}; {by_hand}"
+    return "no model is champion: run `llm-spark train`"
 
 
-def _newest_champion(models: DataFrame) -> Row | None:
-    return models.where(F.col("alias") == "champion").orderBy(F.desc("created_at")).first()
-
-
-def registered(warehouse: Warehouse, model_id: str) -> dict[str, Any] | None:
-    """The model's row, if it has one and its artifact is whole."""
-    row = warehouse.read_or_empty(MODELS).where(F.col("model_id") == model_id).first()
-    if row is None:
-        return None
+def objection_to(warehouse: Warehouse, model: Model) -> str:
+    """Why this model cannot score, its artifact being gone or damaged; empty where it can."""
+    if model.artifact is None:
+        return f"the artifact of model {model.model_id} was removed ({model.reason})"
     try:
-        load_artifact(warehouse.model_path(model_id))
+        load_artifact(warehouse.model_path(model.model_id))
     except UserError as error:
-        log.warning("train: %s", error)
-        return None
-    return row.asDict()
+        return str(error)
+    return ""
 
 
-def promote(warehouse: Warehouse, model: dict[str, Any]) -> None:
-    """Make this model, given as its row, champion and archive the former one, in one commit."""
-    row = model | {"alias": "champion", "reason": "newest trained model"}
-    promoted = warehouse.spark.createDataFrame([[row[name] for name in MODELS.schema.names]], MODELS.schema)
-    is_former = (F.col("alias") == "champion") & (F.col("model_id") != model["model_id"])
-    archived = warehouse.read_or_empty(MODELS).where(is_former)
-    archived = archived.withColumns({"alias": F.lit("archived"), "reason": F.lit(f"followed by {model['model_id']}")})
-    # Cut off from the table that is about to change.
-    warehouse.upsert(MODELS, promoted.unionByName(archived).localCheckpoint(), "model_id")
+def is_whole(warehouse: Warehouse, model: Model) -> bool:
+    """Whether its artifact is there and whole; where it is damaged, the log says so."""
+    objection = objection_to(warehouse, model)
+    if objection and model.artifact is not None:
+        log.warning("train: %s", objection)
+    return not objection

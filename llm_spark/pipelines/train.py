@@ -9,7 +9,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from pyspark.sql import Row
 from pyspark.sql import functions as F
 
 import llm_spark
@@ -18,11 +17,23 @@ from llm_spark.errors import DataError, UserError
 from llm_spark.logs import log, progress
 from llm_spark.model.artifact import discard_artifact
 from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.aliases import (
+    CHALLENGER,
+    CHAMPION,
+    GATE,
+    TRAIN,
+    Model,
+    as_challenger,
+    as_champion,
+    change,
+    read_models,
+)
+from llm_spark.pipelines.code_version import code_version
 from llm_spark.pipelines.features import require_features
 from llm_spark.pipelines.initial_embedding import initial_embedding
 from llm_spark.pipelines.outcomes import require_labels
 from llm_spark.pipelines.parent import Parent, choose_parent
-from llm_spark.pipelines.registry import champion_row, promote, registered
+from llm_spark.pipelines.registry import is_whole
 from llm_spark.pipelines.training_folder import TrainingFolder, is_readable
 from llm_spark.reader import ReaderError, Snapshot
 from llm_spark.schemas import EVENT_TYPES, MODELS, SEQUENCES, TRAINING_METRICS, VOCABULARY, Table
@@ -33,10 +44,10 @@ from llm_spark.training.tracking import require_package
 
 
 def train(warehouse: Warehouse, config: Config, account: Account) -> None:
-    """Train on the newest sequences; the model becomes champion, the one that scores, and the former champion is archived.
+    """Train on the newest sequences; the model becomes challenger, for the gate at the end of evaluate, or without a gate champion at once.
 
     A model is named by its data, its settings and the model it began with: the same again is nothing to do, also where the data lie in
-    other files by now. A run that was interrupted goes on from its newest checkpoint.
+    other files by now, or where it was judged against. A run that was interrupted goes on from its newest checkpoint.
     """
     require_package(config.train.track)
     inputs = (SEQUENCES, VOCABULARY, EVENT_TYPES)
@@ -47,10 +58,14 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
     require_labels(made_from, config.model)
     settings: dict[str, Any] = {"model": asdict(config.model), "train": asdict(config.train)}
     identity: list[dict[str, Any]] = [data_versions, {"model": settings["model"], "train": config.train.identity()}]
-    current = champion_row(warehouse)
-    if current is not None and _is_same_model(warehouse, current, identity):
-        account.nothing_to_do = f"model {current['model_id']} was trained on this data with these settings already"
-        return
+    models = read_models(warehouse)
+    current, waiting = models.champion, models.challenger if config.gate.enabled else None
+    for model, state in ((current, ""), (waiting, ", and waits for `llm-spark evaluate`")):
+        if model is not None and _is_same_model(warehouse, model, identity):
+            account.nothing_to_do = (
+                f"model {model.model_id} was trained on this data with these settings already{state}"
+            )
+            return
     splits = _splits(warehouse)
     sizes = {
         "num_tokens": _num_tokens(warehouse, VOCABULARY, versions),
@@ -58,16 +73,19 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
     }
     parent = Parent()
     if config.train.warm_start:
-        champion_id = current["model_id"] if current is not None else None
+        champion_id = current.model_id if current is not None else None
         parent = choose_parent(warehouse, champion_id, config.model, sizes, data_versions, splits)
         begins = f"from scratch: {parent.objection}" if parent.objection else f"with the weights of {parent.model_id}"
         account.remarks.append(f"begins {begins}")
     settings["parent"] = parent.model_id
     model_id = _model_id(identity, parent.model_id)
-    earlier = registered(warehouse, model_id)
-    if earlier is not None:
-        promote(warehouse, earlier)
-        account.remarks.append(f"model {model_id}, trained earlier on this data with these settings, is champion again")
+    earlier = models.get(model_id)
+    if earlier is not None and (judgement := _judgement(earlier, config)):
+        account.nothing_to_do = f"model {model_id}, trained on this data with these settings, {judgement}"
+        return
+    if earlier is not None and is_whole(warehouse, earlier):
+        alias = _register(warehouse, config, earlier)
+        account.remarks.append(f"model {model_id}, trained earlier on this data with these settings, is {alias} again")
         account.wrote(warehouse, MODELS)
         return
     discard_artifact(warehouse.model_path(model_id))
@@ -105,7 +123,7 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
                 "table_versions": versions,
                 "data_versions": data_versions,
                 "vocabulary_id": warehouse.log(VOCABULARY).table_id,
-                "code_version": llm_spark.__version__,
+                "code_version": code_version(),
                 "splits": splits,
                 "values": (warehouse.origin(SEQUENCES) or {}).get("values"),
             },
@@ -117,7 +135,19 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
         result = train_model(warehouse.spark, job)
     log.info("%s", result.model_summary)
     _write_metrics(warehouse, model_id, result)
-    _register(warehouse, model_id, settings, versions, result)
+    trained = Model(
+        model_id=model_id,
+        created_at=datetime.now(UTC).replace(tzinfo=None),
+        config=json.dumps(settings),
+        table_versions=json.dumps(versions),
+        metrics=_metrics(result),
+        artifact=f"models/{model_id}",
+        alias="",
+        reason="",
+        code_version=code_version(),
+        moves=earlier.moves if earlier is not None else (),
+    )
+    alias = _register(warehouse, config, trained)
     folder.remove()
     folder.remove_outdated(data_versions)
     account.rows_in = {"training_files": len(training.files)}
@@ -132,6 +162,9 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
         else f", validation recall@20 {result.best_recall:.3f} at step {result.best_step}"
     )
     account.remarks.append(f"model {model_id} by {result.num_ranks} rank(s): loss {result.final_loss:.3f}{recall}")
+    account.remarks.append(
+        f"it is {alias}{'' if alias == CHAMPION else ': `llm-spark evaluate` decides whether it scores'}"
+    )
 
 
 def _model_id(identity: list[dict[str, Any]], parent_id: str | None) -> str:
@@ -139,10 +172,20 @@ def _model_id(identity: list[dict[str, Any]], parent_id: str | None) -> str:
     return "m" + hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
-def _is_same_model(warehouse: Warehouse, model: Row, identity: list[dict[str, Any]]) -> bool:
+def _is_same_model(warehouse: Warehouse, model: Model, identity: list[dict[str, Any]]) -> bool:
     """Whether this model, whatever it began with, is the one that this data and these settings ask for, and whole."""
-    parent_id = json.loads(model["config"]).get("parent")
-    return model["model_id"] == _model_id(identity, parent_id) and registered(warehouse, model["model_id"]) is not None
+    return model.model_id == _model_id(identity, model.json("config").get("parent")) and is_whole(warehouse, model)
+
+
+def _judgement(earlier: Model, config: Config) -> str:
+    """How this model was judged against, so that it must not come back by itself; empty where it was not.
+
+    With the gate closed down its judgement does not count any more, a person's does.
+    """
+    if not earlier.judged_by or (earlier.judged_by == GATE and not config.gate.enabled):
+        return ""
+    by_hand = f"`llm-spark models promote {earlier.model_id}`"
+    return f"was archived ({earlier.reason}): bring newer data or other settings, or promote it by {by_hand}"
 
 
 def _version_to_go_on_with(warehouse: Warehouse, folder: TrainingFolder, account: Account) -> dict[str, int]:
@@ -195,22 +238,21 @@ def _write_metrics(warehouse: Warehouse, model_id: str, result: TrainingResult) 
     )
 
 
-def _register(
-    warehouse: Warehouse, model_id: str, settings: dict[str, Any], versions: dict[str, int], result: TrainingResult
-) -> None:
-    metrics = {
-        "final_loss": result.final_loss,
-        "best_step": result.best_step,
-        "validation_recall_at_20": result.best_recall,
-    }
-    promote(
-        warehouse,
+def _register(warehouse: Warehouse, config: Config, model: Model) -> str:
+    """Give the model its alias, and say which."""
+    now = datetime.now(UTC).replace(tzinfo=None)
+    if config.gate.enabled:
+        change(warehouse, lambda models: as_challenger(models, model, now, "trained, and not yet before the gate"))
+        return CHALLENGER
+    change(warehouse, lambda models: as_champion(models, model, now, TRAIN, "newest trained model"))
+    return CHAMPION
+
+
+def _metrics(result: TrainingResult) -> str:
+    return json.dumps(
         {
-            "model_id": model_id,
-            "created_at": datetime.now(UTC).replace(tzinfo=None),
-            "config": json.dumps(settings),
-            "table_versions": json.dumps(versions),
-            "metrics": json.dumps(metrics),
-            "artifact": f"models/{model_id}",
-        },
+            "final_loss": result.final_loss,
+            "best_step": result.best_step,
+            "validation_recall_at_20": result.best_recall,
+        }
     )

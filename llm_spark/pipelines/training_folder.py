@@ -37,6 +37,10 @@ class TrainingFolder:
             return None
         return int(reads["table_versions"][SEQUENCES.name])
 
+    def exists(self) -> bool:
+        """Whether the model is being trained, or a run that did so was interrupted."""
+        return _reads(self.path) is not None
+
     def note(self, versions: dict[str, int], data_versions: dict[str, int]) -> None:
         """Say what the run that begins now reads."""
         content = {"table_versions": versions, "data_versions": data_versions}

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+from delta.exceptions import (
+    ConcurrentAppendException,
+    ConcurrentDeleteDeleteException,
+    ConcurrentDeleteReadException,
+    ConcurrentTransactionException,
+    ConcurrentWriteException,
+    MetadataChangedException,
+)
 from delta.tables import DeltaTable
 from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -22,6 +31,7 @@ from pyspark.sql import functions as F
 
 from llm_spark.errors import UserError
 from llm_spark.schemas import RUNS, TABLES, Table
+from llm_spark.tables.lock import locked
 from llm_spark.tables.log import TableLog
 from llm_spark.tables.maintenance import KEEP_LOG, data_files, files_of_version, readable_versions, row_groups, settings
 
@@ -31,6 +41,14 @@ _MAX_PARTITIONS_NAMED = 400
 _WHOLE = ("partitionOverwriteMode", "static")
 # Each open file holds a row group in memory: small ones, so that a task's files stay within half a gigabyte.
 _SEVERAL_FILES = {"spark.sql.maxConcurrentOutputFileWriters": "16", "parquet.block.size": str(32 * 2**20)}
+_SOMEBODY_ELSE_WROTE = (
+    ConcurrentAppendException,
+    ConcurrentDeleteDeleteException,
+    ConcurrentDeleteReadException,
+    ConcurrentTransactionException,
+    ConcurrentWriteException,
+    MetadataChangedException,
+)
 _TIMES = ("event_time", "ended_at", "started_at", "as_of_date")
 
 
@@ -193,6 +211,30 @@ class Warehouse:
             raise UserError(
                 f"another run wrote to '{table.name}' in '{self.root}' at the same time: let one finish, then run this one again"
             ) from error
+
+    def locked(self, table: Table) -> AbstractContextManager[None]:
+        """Keep others that lock this table out while the block runs, where Delta's log alone does not tell who was first: see tables/lock.py."""
+        return locked(Path(self.root) / "tables" / f".{table.name}.lock") if self.is_local else nullcontext()
+
+    def replace_in_turn(self, table: Table, rows: DataFrame, writer: str, turn: int) -> bool:
+        """Put `rows` in place of the whole table as the writer's `turn`-th commit; False where another run took that turn.
+
+        The next turn is `last_turn` at the version that the rows were made from, plus one: then nothing that came in between is lost.
+        """
+        is_new = self._create(table)
+        before, note = self.version(table), json.dumps({"write": uuid.uuid4().hex, "turn": turn})
+        overwriter = _conform(rows, table).write.format("delta").mode("overwrite").option(*_WHOLE)
+        if not is_new and self._laid_out_otherwise(table):
+            overwriter = overwriter.option("overwriteSchema", "true")
+        in_turn = overwriter.option("txnAppId", writer).option("txnVersion", turn).option("userMetadata", note)
+        try:
+            in_turn.save(self.path(table))
+        except _SOMEBODY_ELSE_WROTE:
+            return False
+        # Delta leaves a write out, without a word, where its turn was taken before it began.
+        log = self.log(table)
+        commits = (log.commit(version) for version in range(log.version, before, -1))
+        return any(commit is not None and commit.note == note for commit in commits)
 
     def register(self) -> list[str]:
         """Make each table that exists a temporary view of its name, and `predictions_current`; returns the names."""

@@ -66,7 +66,8 @@ def train(spark: SparkSession, job: TrainingJob) -> TrainingResult:
         on_progress=job.on_progress,
     )
     result = records[0].result
-    save_manifest(job.artifact_path, result["files"])
+    ranks = [{"rank": r.rank, "status": r.status, "num_steps": r.result["num_steps"]} for r in records]
+    save_manifest(job.artifact_path, result["files"], ranks)
     return TrainingResult(
         artifact_path=job.artifact_path,
         metrics=[Metric(**metric) for metric in result["metrics"]],

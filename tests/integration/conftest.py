@@ -35,6 +35,7 @@ SMALL_MODEL = [
     "train.num_epochs=6",
     "train.batch_rows=32",
     "train.device=cpu",
+    "gate.enabled=false",
     "sequences.min_item_count=1",
     "sessionize.num_buckets=2",
 ]

@@ -42,6 +42,7 @@ QUICK = [
     "model.memory_size=6",
     "train.num_epochs=1",
     "train.device=cpu",
+    "gate.enabled=false",
     "sequences.min_item_count=1",
     "sessionize.num_buckets=2",
 ]

@@ -198,7 +198,13 @@ def test_a_pattern_that_is_none_is_refused_before_anything_is_read(cleaned: Run)
 
 @pytest.mark.slow
 def test_a_model_scores_under_the_bounds_that_it_was_trained_with(cleaned: Run) -> None:
-    small = ["model.hidden_size=4", "model.embedding_size=4", "train.num_epochs=1", "train.device=cpu"]
+    small = [
+        "model.hidden_size=4",
+        "model.embedding_size=4",
+        "train.num_epochs=1",
+        "train.device=cpu",
+        "gate.enabled=false",
+    ]
     run_stage("train", cleaned.warehouse, cleaned.config(*small))
     model = champion(cleaned.warehouse)
     assert model.values == ValueTreatment("interpolate", {"view": Bounds(0.0, 6.0)})

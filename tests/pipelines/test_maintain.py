@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,14 @@ from pyspark.sql import DataFrame, SparkSession
 from llm_spark import config as settings
 from llm_spark.config import Config
 from llm_spark.pipelines import maintain as stage
+from llm_spark.pipelines import retention
+from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.aliases import read_models
 from llm_spark.pipelines.stages import run_stage
-from llm_spark.schemas import MODELS, VOCABULARY
+from llm_spark.schemas import PREDICTIONS, VOCABULARY
 from llm_spark.tables.maintenance import data_files, files_of_version
 from llm_spark.tables.warehouse import Warehouse
+from tests.pipelines.models import model, promote_in_turn, save_artifact
 
 PINNED, UNPINNED, NEWEST = 1, 2, 3
 
@@ -39,10 +43,7 @@ def warehouse(spark: SparkSession, tmp_path: Path) -> Warehouse:
     made = Warehouse(spark, str(tmp_path / "warehouse"))
     for tokens in ((2,), (2, 3), (2, 3, 4)):
         made.replace(VOCABULARY, items(spark, *tokens).coalesce(1), {"tokens": tokens})
-    trained_on = json.dumps({VOCABULARY.name: PINNED})
-    model = ("m1", datetime(2025, 1, 1), "{}", trained_on, "{}", "models/m1", "champion", "")
-    # One task: that of an empty part would leave a file that no version lists.
-    made.upsert(MODELS, spark.createDataFrame([model], MODELS.schema).coalesce(1), "model_id")
+    promote_in_turn(made, model("m1", table_versions=json.dumps({VOCABULARY.name: PINNED})))
     return made
 
 
@@ -95,3 +96,38 @@ def test_maintenance_that_was_killed_half_way_is_run_again_as_if_it_had_not_been
     run_stage("maintain", warehouse, NOW)
     assert names(warehouse) == files_of(warehouse, PINNED) | files_of(warehouse, warehouse.version(VOCABULARY))
     assert (tokens(warehouse, PINNED), tokens(warehouse)) == ([2], [2, 3, 4, 10, 11, 12, 13, 14])
+
+
+def test_a_spare_model_loses_its_artifact_and_then_the_version_that_it_was_trained_on(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two nights later the champion of the first is neither champion nor what a rollback returns to.
+    promote_in_turn(warehouse, *(model(f"m{night}", night, json.dumps({VOCABULARY.name: NEWEST})) for night in (2, 3)))
+    for model_id in ("m1", "m2", "m3"):
+        save_artifact(warehouse, model_id)
+    predicted = {"as_of_date": date(2026, 1, 1), "user_id": "u", "rank": 1, "item_id": "i2", "model_id": "m1"}
+    row = tuple(predicted.get(name) for name in PREDICTIONS.schema.names)
+    warehouse.append(PREDICTIONS, warehouse.spark.createDataFrame([row], PREDICTIONS.schema).coalesce(1), "first night")
+    retention.remove_artifacts(warehouse, 0, Account("maintain"))
+    assert read_models(warehouse).find("m1").artifact, "the newest predictions of a user name the model"
+    later = {**predicted, "as_of_date": date(2026, 1, 2), "model_id": "m3"}
+    row = tuple(later.get(name) for name in PREDICTIONS.schema.names)
+    warehouse.append(
+        PREDICTIONS, warehouse.spark.createDataFrame([row], PREDICTIONS.schema).coalesce(1), "second night"
+    )
+
+    def killed(path: str) -> None:
+        (Path(path) / "manifest.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(retention, "discard_artifact", killed)
+        with pytest.raises(KeyboardInterrupt):
+            retention.remove_artifacts(warehouse, 0, Account("maintain"))
+    assert read_models(warehouse).find("m1").artifact is None, "noted before it is gone"
+    account = Account("maintain")
+    retention.remove_artifacts(warehouse, 0, account)
+    assert "removed the artifacts of archived models: m1" in account.remarks
+    assert {path.name for path in Path(warehouse.root, "models").iterdir()} == {"m2", "m3"}
+    assert "its artifact was removed on" in read_models(warehouse).find("m1").reason
+    assert {pin.version for pin in stage.pins_of_models(warehouse)} == {NEWEST}, "nothing pins the first any more"

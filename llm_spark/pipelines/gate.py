@@ -1,0 +1,141 @@
+"""The gate at the end of evaluate: whether the challenger takes the champion's place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from llm_spark.config import Config
+from llm_spark.errors import DataError, UserError
+from llm_spark.evaluation.gate import POPULARITY, Decision, Evidence, Measured, decide
+from llm_spark.model.artifact import read_manifest
+from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.aliases import (
+    CHALLENGER,
+    CHAMPION,
+    GATE,
+    Model,
+    Models,
+    as_champion,
+    as_refused,
+    change,
+    read_models,
+    require_unchanged,
+)
+from llm_spark.pipelines.certificate import require_certificate
+from llm_spark.pipelines.registry import MODEL
+from llm_spark.schemas import EVALUATION, MODELS
+from llm_spark.tables.warehouse import Warehouse
+from llm_spark.training.records import FINISHED
+
+
+def was_evaluated(warehouse: Warehouse, origin: Mapping[str, Any]) -> bool:
+    """Whether the evaluation that is there is of these models under this `origin`; it may have measured others beside them, as a model that
+    was promoted since was measured beside the former champion."""
+    note = warehouse.origin(EVALUATION) or {}
+    measured = note.get("models", {})
+    return note | {"models": {name: measured.get(name) for name in origin["models"]}} == origin
+
+
+def decide_promotion(warehouse: Warehouse, config: Config, account: Account) -> None:
+    """Promote or archive the challenger by what evaluate has measured of it; nothing where no model waits.
+
+    A refusal is written into the model's row and makes the stage end with exit code 3; the champion goes on scoring.
+    """
+    models = read_models(warehouse)
+    challenger = models.challenger
+    if challenger is None:
+        return
+    if not config.gate.enabled:
+        by_hand = f"`llm-spark models promote {challenger.model_id}`"
+        account.remarks.append(f"challenger {challenger.model_id} stays one, for gate.enabled is false: {by_hand}")
+        return
+    evidence = _evidence(warehouse, config, models, challenger)
+    decision = decide(evidence, config.gate)
+    judged = replace(challenger, metrics=json.dumps(challenger.json("metrics") | {"gate": _kept(evidence)}))
+    reason = f"{'promoted' if decision.promoted else 'refused'}: {'; '.join(decision.sentences)}"
+    change(warehouse, lambda now: _judged(now, models, judged, decision, reason))
+    account.nothing_to_do = ""
+    account.wrote(warehouse, MODELS)
+    if decision.promoted:
+        account.remarks.append(f"model {challenger.model_id} is champion: {'; '.join(decision.sentences)}")
+        return
+    goes_on = f"champion {models.champion.model_id} goes on scoring" if models.champion else "no model is champion"
+    by_hand = f"`llm-spark models promote {challenger.model_id}` overrules the gate"
+    account.refusal = f"model {challenger.model_id} is {reason}; {goes_on}; {by_hand}"
+
+
+def _judged(now: Models, decided_on: Models, judged: Model, decision: Decision, reason: str) -> Models:
+    require_unchanged(now, decided_on)
+    alias = now.find(judged.model_id).alias
+    if alias != CHALLENGER:
+        raise UserError(f"model {judged.model_id} became {alias} meanwhile, by another run: look at `llm-spark models`")
+    at = datetime.now(UTC).replace(tzinfo=None)
+    if decision.promoted:
+        return as_champion(now, judged, at, GATE, reason)
+    return as_refused(now, judged, at, reason)
+
+
+def _evidence(warehouse: Warehouse, config: Config, models: Models, challenger: Model) -> Evidence:
+    champion = models.champion
+    _require_measured(warehouse, models, challenger)
+    metric = config.gate.chosen_metric(config.evaluate.ks)
+    over = _differences(warehouse.read_or_empty(EVALUATION), challenger.model_id, metric)
+    manifest, _ = read_manifest(warehouse.model_path(challenger.model_id))
+    return Evidence(
+        metric=metric,
+        champion_id=champion.model_id if champion is not None else None,
+        certificate_objection=_certificate_objection(warehouse),
+        num_ranks=int(challenger.json("config").get("train", {}).get("num_ranks", 1)),
+        finished_ranks=tuple(record["rank"] for record in manifest.get("ranks", ()) if record["status"] == FINISHED),
+        over_champion=over.pop(CHAMPION, None),
+        over_baselines=over,
+        expected_baselines=tuple(getattr(config.evaluate, "baselines", (POPULARITY,))),
+    )
+
+
+def _require_measured(warehouse: Warehouse, models: Models, challenger: Model) -> None:
+    """UserError where the evaluation that is there is of another challenger, or beside another champion."""
+    measured = (warehouse.origin(EVALUATION) or {}).get("models", {})
+    # A champion that could not be measured on these sequences is none of them: that is for the gate to say.
+    champion_id = models.champion.model_id if models.champion is not None else None
+    if measured.get(MODEL) != challenger.model_id or measured.get(CHAMPION, champion_id) != champion_id:
+        raise UserError(
+            f"challenger {challenger.model_id} was not measured beside the champion of now, for another run moved one of "
+            "them meanwhile: run `llm-spark evaluate` again"
+        )
+
+
+def _certificate_objection(warehouse: Warehouse) -> str:
+    try:
+        require_certificate(warehouse)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def _differences(evaluation: DataFrame, model_id: str, metric: str) -> dict[str, Measured]:
+    """The model's metric over all test positions less that of each other recommender that it was compared with."""
+    of_model = (F.col("model_id") == model_id) & (F.col("recommender") == MODEL) & (F.col("slice") == "all")
+    rows = evaluation.where(of_model & (F.col("name") == metric) & F.col("against").isNotNull()).collect()
+    return {
+        row["against"]: Measured(row["value"], row["ci_low"], row["ci_high"], row["num_examples"])
+        for row in rows
+        if row["value"] is not None
+    }
+
+
+def _kept(evidence: Evidence) -> dict[str, Any]:
+    """What the row keeps of what the gate decided by: the evaluation of the next model takes the place of this one's."""
+    over = {"champion": evidence.over_champion, **evidence.over_baselines}
+    return {
+        "metric": evidence.metric,
+        "champion": evidence.champion_id,
+        "less_that_of": {name: asdict(measured) for name, measured in over.items() if measured is not None},
+    }

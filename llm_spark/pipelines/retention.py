@@ -1,0 +1,58 @@
+"""Artifacts of archived models that nothing needs any more: noted in their rows first, then removed, the manifest first.
+
+Killed in between, the next run removes what the rows say is gone. A model is promoted under the same lock, so none can be champion without
+its weights.
+"""
+
+from __future__ import annotations
+
+from pyspark.sql import functions as F
+
+from llm_spark.model.artifact import discard_artifact, locate
+from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.aliases import ARCHIVED, Models, change, read_models, without_artifacts
+from llm_spark.pipelines.training_folder import TrainingFolder
+from llm_spark.schemas import MODELS, PREDICTIONS
+from llm_spark.tables.warehouse import Warehouse
+
+
+def remove_artifacts(warehouse: Warehouse, num_kept: int, account: Account) -> None:
+    """Keep the artifacts of the `num_kept` archived models that were archived last, and of whichever is in use; remove the others."""
+    models = read_models(warehouse)
+    in_use = _named_by_current_predictions(warehouse) if spare_artifacts(models, num_kept) else set()
+    if spare_artifacts(models, num_kept) - in_use:
+        sentence = f"its artifact was removed on {account.started_at:%Y-%m-%d}, by maintain.keep_models={num_kept}"
+        models = change(
+            warehouse, lambda now: without_artifacts(now, spare_artifacts(now, num_kept) - in_use, sentence)
+        )
+        account.wrote(warehouse, MODELS)
+    removed = []
+    for model_id in _folders(warehouse) & {model.model_id for model in models.rows if model.artifact is None}:
+        if not TrainingFolder(f"{warehouse.root}/staging", model_id).exists():  # else it is being trained again
+            discard_artifact(warehouse.model_path(model_id))
+            removed.append(model_id)
+    if removed:
+        account.remarks.append(f"removed the artifacts of archived models: {', '.join(sorted(removed))}")
+
+
+def spare_artifacts(models: Models, num_kept: int) -> set[str]:
+    """Archived models with an artifact, but for the `num_kept` newest and the one that a rollback would return to."""
+    archived = [model for model in models.rows if model.alias == ARCHIVED and model.artifact is not None]
+    newest_first = sorted(archived, key=lambda model: (model.since, model.model_id), reverse=True)
+    champion = models.champion
+    former = models.former(champion) if champion is not None else None
+    return {model.model_id for model in newest_first[num_kept:]} - {former}
+
+
+def _named_by_current_predictions(warehouse: Warehouse) -> set[str]:
+    by_user = warehouse.read_or_empty(PREDICTIONS).groupBy("user_id")
+    newest = by_user.agg(F.max_by("model_id", "as_of_date").alias("model_id"))
+    return {row["model_id"] for row in newest.distinct().collect()}
+
+
+def _folders(warehouse: Warehouse) -> set[str]:
+    filesystem, name = locate(f"{warehouse.root}/models")
+    filesystem.invalidate_cache()
+    if not filesystem.exists(name):
+        return set()
+    return {str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(name, detail=False)}

@@ -1,0 +1,109 @@
+"""When a model may take the champion's place, case by case."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llm_spark.config import GateConfig
+from llm_spark.evaluation.gate import Evidence, Measured, decide
+
+RULES = GateConfig(max_loss=0.01)
+
+
+def lead(value: float, low: float | None, high: float | None) -> Measured:
+    return Measured(value, low, high, 1234)
+
+
+BETTER, TIED, WORSE = lead(0.05, 0.03, 0.07), lead(0.0, 0.0, 0.0), lead(-0.05, -0.07, -0.03)
+UNSURE = lead(0.02, -0.01, 0.05)
+
+GOOD = Evidence(
+    metric="recall@20",
+    champion_id="m1",
+    certificate_objection="",
+    num_ranks=2,
+    finished_ranks=(0, 1),
+    over_champion=BETTER,
+    over_baselines={"popularity": BETTER, "markov": BETTER, "vsknn": BETTER},
+    expected_baselines=("popularity", "markov", "vsknn"),
+)
+
+
+def leads(**over: Measured) -> dict[str, Any]:
+    return {"over_baselines": {**GOOD.over_baselines, **over}}
+
+
+def without(*names: str) -> dict[str, Any]:
+    return {"over_baselines": {name: m for name, m in GOOD.over_baselines.items() if name not in names}}
+
+
+@pytest.mark.parametrize(
+    ("why", "evidence", "rules"),
+    [
+        ("better than all", {}, {}),
+        ("a loss within the margin is no matter", {"over_champion": lead(-0.004, -0.009, 0.001)}, {}),
+        ("the margin itself is within it", {"over_champion": lead(0.0, -0.01, 0.01)}, {}),
+        ("as good as the champion to the position", {"over_champion": TIED}, {"max_loss": 0.0}),
+        ("the first model has nobody to lose against", {"champion_id": None, "over_champion": None}, {}),
+        ("a lead over the best baseline counts by its value", leads(vsknn=UNSURE), {}),
+        ("popularity by its value, where asked for", leads(popularity=UNSURE), {"beats_popularity": "point"}),
+        ("popularity need not be beaten", leads(popularity=WORSE), {"beats_popularity": "none"}),
+        ("baselines need not be beaten", leads(vsknn=WORSE), {"beats_best_baseline": "none"}),
+        ("what need not be beaten may be missing", without("markov"), {"beats_best_baseline": "none"}),
+        ("a baseline that failed, with a warning", without("vsknn"), {"missing_baseline": "warn"}),
+    ],
+)
+def test_a_model_is_promoted(why: str, evidence: dict[str, Any], rules: dict[str, Any]) -> None:
+    decision = decide(replace(GOOD, **evidence), replace(RULES, **rules))
+    assert decision.promoted, (why, decision.sentences)
+    assert decision.sentences
+
+
+@pytest.mark.parametrize(
+    ("evidence", "rules", "sentence"),
+    [
+        ({"certificate_objection": "sequences v3 have no certificate"}, {}, "sequences v3 have no certificate"),
+        ({"finished_ranks": (0,)}, {}, "record of rank 1 of 2 ranks that trained it is missing"),
+        ({"finished_ranks": ()}, {}, "record of rank 0, 1 of 2 ranks"),
+        ({"over_champion": WORSE}, {}, "less that of champion m1 is -0.0500 [-0.0700, -0.0300] on 1,234 positions"),
+        # Its upper end and its value lie well above: the lower end alone rules a loss out.
+        ({"over_champion": lead(0.02, -0.011, 0.05)}, {}, "a loss of more than 0.01 is not ruled out"),
+        ({"over_champion": None}, {}, "its recall@20 was not compared with that of champion m1"),
+        ({"over_champion": lead(float("nan"), None, None)}, {}, "was not compared with that of champion m1"),
+        ({"over_champion": lead(0.05, None, None)}, {}, "without an interval to judge by"),
+        (leads(popularity=TIED), {}, "less that of popularity is +0.0000 [+0.0000, +0.0000]"),
+        (leads(popularity=UNSURE), {}, "it is not shown to be better"),
+        (leads(popularity=lead(0.05, None, None)), {}, "popularity is +0.0500 on 1,234 positions, without an interval"),
+        (leads(vsknn=WORSE), {}, "less that of vsknn, the best baseline, is -0.0500"),
+        (leads(vsknn=TIED), {}, "less that of vsknn, the best baseline, is +0.0000"),
+        (leads(vsknn=UNSURE), {"beats_best_baseline": "interval"}, "vsknn, the best baseline, is +0.0200"),
+        (leads(markov=lead(-0.01, -0.02, 0.0), vsknn=WORSE), {}, "vsknn, the best baseline"),
+        (without("vsknn"), {}, "the baseline vsknn was not measured"),
+        (without("popularity"), {}, "the baseline popularity was not measured"),
+        (leads(vsknn=lead(float("nan"), None, None)), {}, "the baseline vsknn was not measured"),
+        ({**without("vsknn"), "over_champion": WORSE}, {"missing_baseline": "warn"}, "champion m1 is -0.05"),
+    ],
+)
+def test_a_model_is_refused_with_the_reason(evidence: dict[str, Any], rules: dict[str, Any], sentence: str) -> None:
+    decision = decide(replace(GOOD, **evidence), replace(RULES, **rules))
+    assert not decision.promoted
+    assert any(sentence in found for found in decision.sentences), decision.sentences
+
+
+def test_a_refusal_names_all_that_is_wrong_and_nothing_that_is_right() -> None:
+    evidence = replace(GOOD, finished_ranks=(0,), over_champion=WORSE, **leads(popularity=WORSE))
+    sentences = decide(evidence, RULES).sentences
+    assert [next(word for word in ("rank 1", "champion", "popularity") if word in s) for s in sentences] == [
+        "rank 1",
+        "champion",
+        "popularity",
+    ]
+
+
+def test_a_missing_baseline_that_is_only_warned_of_is_still_told() -> None:
+    rules = replace(RULES, missing_baseline="warn")
+    sentences = decide(replace(GOOD, **without("vsknn")), rules).sentences
+    assert "the baseline vsknn was not measured (warning)" in sentences

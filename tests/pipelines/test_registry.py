@@ -1,0 +1,160 @@
+"""The registry in its table: atomic moves, of which one wins, and what is refused in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+from pyspark.sql import types as t
+
+from llm_spark.errors import DataError, UserError
+from llm_spark.pipelines import models as commands
+from llm_spark.pipelines.aliases import as_challenger, as_refused, change, read_models
+from llm_spark.pipelines.models import run_action
+from llm_spark.pipelines.registry import champion, evaluated_models
+from llm_spark.schemas import MODELS
+from llm_spark.tables.warehouse import Warehouse
+from tests.pipelines.models import START, model, promote_in_turn, save_artifact
+
+
+def aliases(warehouse: Warehouse) -> dict[str, str]:
+    return {model.model_id: model.alias for model in read_models(warehouse).rows}
+
+
+@pytest.fixture(scope="module")
+def three(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
+    """Models a, b and c, each promoted after the one before; only read by the tests that share it, or put back."""
+    made = Warehouse(spark, str(tmp_path_factory.mktemp("registry") / "warehouse"))
+    for model_id in "abc":
+        save_artifact(made, model_id)
+    promote_in_turn(made, model("a"), model("b", 1), model("c", 2))
+    return made
+
+
+@pytest.mark.parametrize("guarded_by", ["the lock", "Delta's turns alone"])
+def test_of_two_promotions_at_once_one_wins_and_the_other_says_who_did(
+    three: Warehouse, monkeypatch: pytest.MonkeyPatch, guarded_by: str
+) -> None:
+    run_action(three, "promote", ["c"])
+    version = three.version(MODELS)
+    both = threading.Barrier(2)
+
+    def together(real: Callable) -> Callable:
+        met = threading.local()
+
+        def call(*arguments: object) -> object:
+            if not getattr(met, "already", False):
+                met.already = True
+                both.wait(timeout=60)
+            return real(*arguments)
+
+        return call
+
+    if guarded_by == "the lock":
+        # Both have decided upon champion c before either moves.
+        monkeypatch.setattr(commands, "change", together(change))
+    else:
+        # As on an object store: both have read the table, and made their rows of it, before either writes.
+        monkeypatch.setattr(Warehouse, "locked", lambda self, table: contextlib.nullcontext())
+        monkeypatch.setattr(Warehouse, "replace_in_turn", together(Warehouse.replace_in_turn))
+    lines: dict[str, str] = {}
+
+    def promote(model_id: str) -> None:
+        try:
+            run_action(three, "promote", [model_id])
+            lines[model_id] = ""
+        except UserError as error:
+            lines[model_id] = str(error)
+
+    threads = [threading.Thread(target=promote, args=(model_id,)) for model_id in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    (winner,) = (model_id for model_id in lines if not lines[model_id])
+    (loser,) = (model_id for model_id in lines if lines[model_id])
+    assert lines[loser].startswith(f"model {winner} became champion meanwhile, by another run")
+    assert "\n" not in lines[loser]
+    assert aliases(three) == {"a": "archived", "b": "archived", "c": "archived", winner: "champion"}
+    assert three.version(MODELS) == version + 1, "one commit moved all rows"
+
+
+def test_a_table_of_an_earlier_version_is_shown_rolled_back_and_gets_the_new_columns(
+    spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warehouse = Warehouse(spark, str(tmp_path / "warehouse"))
+    earlier = replace(MODELS, schema=t.StructType(MODELS.schema.fields[:8]))
+    rows = [
+        ("a", START, "{}", "{}", "{}", "models/a", "archived", "followed by b"),
+        ("b", START, '{"train": {"seed": 2}}', "{}", "{}", "models/b", "champion", "newest trained model"),
+    ]
+    warehouse.append(earlier, spark.createDataFrame(rows, earlier.schema).coalesce(1), "rows of an earlier version")
+    save_artifact(warehouse, "a")
+    save_artifact(warehouse, "b")
+    assert champion(warehouse).model_id == "b"
+    run_action(warehouse, "compare", ["a"])
+    printed = capsys.readouterr().out
+    assert "train.seed" in printed
+    assert "followed by b" in printed
+    run_action(warehouse, "rollback", [], "b sells nothing")
+    assert champion(warehouse).model_id == "a"
+    assert warehouse.read(MODELS).columns == MODELS.schema.names
+    run_action(warehouse, "show", ["a"])
+    assert "rolled back from b: b sells nothing" in capsys.readouterr().out
+    with pytest.raises(UserError, match="before champion a there was none to go back to"):
+        run_action(warehouse, "rollback", [])
+    run_action(warehouse, "list", [])
+    listed = capsys.readouterr().out
+    assert listed.index(" a ") < listed.index(" b "), "the champion comes first"
+    assert "rolled back to a" in listed
+
+
+def test_what_cannot_score_is_not_promoted(three: Warehouse) -> None:
+    before = three.version(MODELS)
+    with pytest.raises(UserError, match="no model 'bb': the nearest is 'b'"):
+        run_action(three, "promote", ["bb"])
+    other = next(model_id for model_id, alias in aliases(three).items() if alias == "archived")
+    weights = Path(three.model_path(other)) / "weights.safetensors"
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    with pytest.raises(UserError, match=rf"model {other} cannot score: .* is damaged: weights.safetensors"):
+        run_action(three, "promote", [other])
+    weights.write_bytes(kept)
+    manifest = weights.with_name("manifest.json")
+    manifest.rename(weights.with_name("aside"))
+    with pytest.raises(UserError, match=rf"model {other} cannot score: no model at"):
+        run_action(three, "promote", [other])
+    weights.with_name("aside").rename(manifest)
+    assert three.version(MODELS) == before
+
+
+def test_without_a_champion_the_line_says_what_to_do(spark: SparkSession, tmp_path: Path) -> None:
+    warehouse = Warehouse(spark, str(tmp_path / "warehouse"))
+    with pytest.raises(UserError, match="no model 'm', nor any other: run `llm-spark train`"):
+        run_action(warehouse, "promote", ["m"])
+    save_artifact(warehouse, "m")
+    change(warehouse, lambda models: as_challenger(models, model("m"), START, "trained"))
+    assert {name: each.model_id for name, each in evaluated_models(warehouse).items()} == {"model": "m"}
+    with pytest.raises(
+        DataError, match=r"m waits for the gate: run `llm-spark evaluate`; `llm-spark models promote m`"
+    ):
+        champion(warehouse)
+    with pytest.raises(UserError, match="no model is champion, so there is none to go back from"):
+        run_action(warehouse, "rollback", [])
+    change(warehouse, lambda models: as_refused(models, models.find("m"), START, "refused: it is worse"))
+    with pytest.raises(DataError, match=r"no model has passed the gate: m was refused: .*`llm-spark models promote m`"):
+        champion(warehouse)
+    run_action(warehouse, "promote", ["m"], "better than none")
+    assert {name: each.model_id for name, each in evaluated_models(warehouse).items()} == {"model": "m"}
+    assert read_models(warehouse).find("m").reason == "promoted by hand: better than none"
+    # Rows that somebody else damaged stop every move, by name.
+    warehouse.append(MODELS, warehouse.read(MODELS), "the same row once more")
+    with pytest.raises(UserError, match="the table models is damaged: m, m are all champion"):
+        champion(warehouse)
+    with pytest.raises(UserError, match="the table models is damaged: model m has two rows"):
+        change(warehouse, lambda models: models)
