@@ -12,6 +12,7 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from llm_spark.config.drift import DriftConfig
 from llm_spark.config.ingest import IngestConfig
 from llm_spark.config.maintain import MaintainConfig
 from llm_spark.config.model import EvaluateConfig, ModelConfig, ScoreConfig, TrainConfig
@@ -34,6 +35,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    drift: DriftConfig = field(default_factory=DriftConfig)
     maintain: MaintainConfig = field(default_factory=MaintainConfig)
 
 
