@@ -100,8 +100,9 @@ class DriftRules:
     def __post_init__(self) -> None:
         for rule in ("withhold", "retrain", "warm_start"):
             for measure, least in getattr(self, rule).items():
-                one_of(f"a measure in drift.rules.{rule}", measure, MEASURES)
-                one_of(f"drift.rules.{rule}.{measure}", least, (*SEVERITIES, NEVER))
+                key = f"drift.rules.{rule}.{measure}"
+                require(measure in MEASURES, key, least, f"no such measure: choose one of {', '.join(MEASURES)}")
+                one_of(key, least, (*SEVERITIES, NEVER))
 
 
 @dataclass(frozen=True)

@@ -135,8 +135,8 @@ def _errors_of(warehouse: Warehouse, run_id: str) -> list[str]:
 def _refuse_errors(account: Account, settings: DriftConfig, window: str, names: Sequence[str]) -> None:
     if settings.fail_on_error and names:
         account.refusal = (
-            f"{', '.join(names)} of {window} are errors: see data_quality; mend the data, put the days among "
-            "drift.exclude_dates, or leave out drift.fail_on_error"
+            f"errors on {window} ({', '.join(names)}): see data_quality; mend the data, put the days among drift.exclude_dates, "
+            "or leave out drift.fail_on_error"
         )
 
 

@@ -148,7 +148,8 @@ class _Subject:
             return f"{calendar.name(0)} is among drift.exclude_dates"
         if size == 0:
             return f"no {self.unit} {self.window}"
-        return f"{size:,} {self.unit} {self.window}, fewer than drift.min_users {least}" if size < least else ""
+        unit = self.unit.replace("s ", " ", 1) if size == 1 else self.unit
+        return f"{size:,} {unit} {self.window}, fewer than drift.min_users {least}" if size < least else ""
 
     @property
     def why_not_judged(self) -> str:
@@ -263,7 +264,7 @@ class _Volume(_Subject):
         return replace(found, severity=self.scene.severities[0].name) if is_silent else found
 
     def measured(self) -> tuple[float | None, str]:
-        return float(self.size_W[0]), f"{self.size_W[0]:,.0f} events"
+        return float(self.size_W[0]), f"{self.size_W[0]:,.0f} event{'' if self.size_W[0] == 1 else 's'}"
 
     def judged(self, rates: Sequence[float]) -> Finding:
         found = compare_numbers(self.size_W[self.windows], rates)

@@ -252,13 +252,13 @@ class UserSums:
     @property
     def num_independent(self) -> float:
         """As many independent trials as tell as much of the share (Kish 1965), whose variance as a ratio of two sums over users is
-        sum((h - p t)^2) / (sum t)^2. Never more than there are users, and as many where each has one trial."""
+        sum((h - p t)^2) / (sum t)^2. Never more than there are trials; as many as users where all do alike."""
         if self.num_users == 0:
             return 0.0
         p = self.share
         squares = self.hits_squared - 2 * p * self.hits_trials + p * p * self.trials_squared
         variance = squares / self.trials**2
-        return float(self.num_users) if variance <= 0 else min(float(self.num_users), p * (1 - p) / variance)
+        return float(self.num_users) if variance <= 0 else min(float(self.trials), p * (1 - p) / variance)
 
     def interval(self) -> tuple[float, float]:
         """95 % interval of the share, as Wilson (1927), from so many independent trials."""

@@ -296,7 +296,7 @@ def counts_of(weeks: Weeks, calendar: Calendar, settings: DriftConfig, windows: 
         *_counted(used_window_N, used.source_N, "sources", lambda source: SOURCES[source]),
         *_counted(used_window_N, form_of_item[place_N], "item_ids", lambda kind: str(kinds[kind])),
         *_counted(used_window_N, np.zeros(len(used_window_N), np.int64), "user_ids", lambda _: "a-9 of 11"),
-        *_session_counts(used, used_window_N),
+        *_session_counts(weeks, window_N, windows),
         *_prediction_counts(weeks, windows),
     ]
 
@@ -350,13 +350,14 @@ def _item_counts(
     return counts
 
 
-def _session_counts(used: Weeks, window_N: NDArray[np.int64]) -> list[Count]:
-    """A session over midnight, at the edge of a window, counts with what of it lies inside: there are few."""
-    first_N = np.flatnonzero(np.diff(used.session_N, prepend=-1))
-    length_S = np.diff(np.append(first_N, len(used.session_N)))
+def _session_counts(weeks: Weeks, window_N: NDArray[np.int64], windows: range) -> list[Count]:
+    """A session counts, whole, where it began."""
+    first_N = np.flatnonzero(np.diff(weeks.session_N, prepend=-1))
+    length_S = np.diff(np.append(first_N, len(weeks.session_N)))
     least = np.array(SESSION_LENGTHS)
     class_S = least[np.searchsorted(least, length_S, side="right") - 1]
-    return _counted(window_N[first_N], class_S, "session_length", str)
+    began_S = np.isin(window_N[first_N], windows)
+    return _counted(window_N[first_N][began_S], class_S[began_S], "session_length", str)
 
 
 def _prediction_counts(weeks: Weeks, windows: range) -> list[Count]:
