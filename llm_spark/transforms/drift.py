@@ -17,6 +17,7 @@ from llm_spark.config import DriftConfig
 from llm_spark.transforms.drift_counts import (
     EVENTS,
     HITS,
+    ITEM_SQUARES,
     MISSING,
     NEW_ITEMS,
     SESSION_LENGTHS,
@@ -134,15 +135,18 @@ def item_mix(item_windows: DataFrame) -> DataFrame:
 
 
 def item_totals(item_windows: DataFrame) -> DataFrame:
-    """Counts of events of new items, and of items that the vocabulary lacks."""
+    """Counts of events of new items, and of items that the vocabulary lacks; and the squares that tell how few items most events are of."""
 
     def num_where(condition: Column) -> Column:
         return F.sum(F.when(condition, F.col("num_events")).otherwise(0))
 
-    numbers = item_windows.groupBy("window").agg(
-        num_where(F.col("is_new")).alias(NEW_ITEMS), num_where(F.col("is_unknown")).alias(UNKNOWN_ITEMS)
-    )
-    return _long(numbers, TOTALS, [NEW_ITEMS, UNKNOWN_ITEMS])
+    totals = {
+        NEW_ITEMS: num_where(F.col("is_new")),
+        UNKNOWN_ITEMS: num_where(F.col("is_unknown")),
+        ITEM_SQUARES: F.sum(F.col("num_events") * F.col("num_events")),
+    }
+    numbers = item_windows.groupBy("window").agg(*(total.alias(name) for name, total in totals.items()))
+    return _long(numbers, TOTALS, list(totals))
 
 
 def session_lengths(sessions: DataFrame, calendar: Calendar) -> DataFrame:

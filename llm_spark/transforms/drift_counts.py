@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 TOTALS, HITS, VALUELESS = "totals", "hits", "valueless"
 """Counts that are no mix: of events, of predictions that came true, and of the events without a value by type."""
-EVENTS, USERS, NEW_ITEMS, UNKNOWN_ITEMS, MISSING = "events", "users", "new items", "unknown items", "missing "
-"""Categories of the totals; MISSING is followed by the attribute that is missing."""
+EVENTS, USERS, NEW_ITEMS, UNKNOWN_ITEMS, ITEM_SQUARES = "events", "users", "new items", "unknown items", "item squares"
+MISSING = "missing "
+"""Categories of the totals. ITEM_SQUARES sums over items the squared number of events; MISSING is followed by the attribute that is missing."""
 SUMS_OF_HITS = ("num_users", "trials", "hits", "trials_squared", "hits_squared", "hits_trials")
 """Categories of the hits, as drift_kernel.UserSums."""
 

@@ -18,6 +18,7 @@ from llm_spark.config import DriftConfig, SeverityConfig
 from llm_spark.transforms.drift_counts import (
     EVENTS,
     HITS,
+    ITEM_SQUARES,
     MISSING,
     NEW_ITEMS,
     SUMS_OF_HITS,
@@ -295,7 +296,10 @@ def findings(scene: Scene) -> list[Finding]:
 def _subjects(scene: Scene) -> list[_Subject]:
     counts = scene.counts
     events_W, users_W = (counts.of_category(TOTALS, name) for name in (EVENTS, USERS))
-    new_W, of_users = counts.of_category(TOTALS, NEW_ITEMS), "users on"
+    new_W, squares_W = (counts.of_category(TOTALS, name) for name in (NEW_ITEMS, ITEM_SQUARES))
+    # All events of an item are new at once: as many independent trials as equally frequent items would have that concentrate as little.
+    items_W = events_W**2 / np.maximum(squares_W, 1)
+    of_users = "users on"
     units = {"session_length": "sessions that began on", "score_distribution": "users with predictions as of"}
     subjects: list[_Subject] = [_Volume(scene=scene, measure="volume", size_W=events_W, unit="events on")]
     of_events = ("item_mix", "event_types", "hours", "sources", "item_ids", "user_ids")
@@ -308,8 +312,8 @@ def _subjects(scene: Scene) -> list[_Subject]:
             measure="new_item_share",
             size_W=users_W,
             unit=of_users,
-            numerator_W=new_W,
-            trials_W=events_W,
+            numerator_W=new_W / np.maximum(events_W, 1) * items_W,
+            trials_W=items_W,
             side=UP,
         )
     )

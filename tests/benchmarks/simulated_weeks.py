@@ -22,6 +22,7 @@ from llm_spark.simulation.retail import RetailProfile
 from llm_spark.transforms.drift_counts import (
     EVENTS,
     HITS,
+    ITEM_SQUARES,
     MISSING,
     NEW_ITEMS,
     SESSION_LENGTHS,
@@ -47,6 +48,10 @@ _VOLUME_OF_WEEKDAY = np.array([1.0, 0.95, 0.95, 1.0, 1.1, 1.4, 0.7])
 _GROWTH_A_WEEK = 1.015
 _WEEKS_BETWEEN_SALES = 4
 _HIT_RATE, _NUM_FOLLOWED = 0.23, 600
+_SWAY_OF_HITS = 0.05
+"""Standard deviation of the hit rate's logit from week to week: 0.9 points of 23 %."""
+_STEADINESS_OF_CHANCES = 1_500
+"""Weeks differ in these as samples of so many do, beside chance."""
 _CHANCES = np.array([0.02, 0.08, 0.2, 0.3, 0.25, 0.1, 0.05])
 
 
@@ -101,9 +106,13 @@ def simulated_weeks(
     since_start_N = events.time_N - process.start_seconds - 7 * 86_400
     num_windows = DriftConfig().num_references + 1
     # Weeks differ by more than chance where there are seasons.
-    sway_W = rng.normal(0.0, 0.1 if is_seasonal else 0.0, num_windows)
+    sway_W = rng.normal(0.0, _SWAY_OF_HITS if is_seasonal else 0.0, num_windows)
     hit_rate_W = 1 / (1 + np.exp(-np.log(_HIT_RATE / (1 - _HIT_RATE)) - sway_W))
-    chance_WC = rng.dirichlet(400 * _CHANCES, num_windows) if is_seasonal else np.tile(_CHANCES, (num_windows, 1))
+    chance_WC = (
+        rng.dirichlet(_STEADINESS_OF_CHANCES * _CHANCES, num_windows)
+        if is_seasonal
+        else np.tile(_CHANCES, (num_windows, 1))
+    )
     weeks = Weeks(
         datetime.date.fromisoformat(config.start_date),
         since_start_N // 86_400,
@@ -265,7 +274,7 @@ def judged_calendar(weeks: Weeks, settings: DriftConfig) -> Calendar:
 def scene_of(
     weeks: Weeks, calendar: Calendar, settings: DriftConfig, earlier_counts: list[Count] | None = None
 ) -> Scene:
-    """All windows are known; what has a newer name is not in the vocabulary. `earlier_counts` spare counting the earlier windows anew."""
+    """All windows are known; the vocabulary was made the night before the judged one. `earlier_counts` spare counting the earlier ones anew."""
     windows = range(settings.num_references + 1)
     if earlier_counts is None:
         earlier_counts = counts_of(weeks, calendar, settings, windows[1:])
@@ -304,10 +313,11 @@ def counts_of(weeks: Weeks, calendar: Calendar, settings: DriftConfig, windows: 
 def _counted(
     window_N: NDArray[np.int64], code_N: NDArray[np.int64], measure: str, named: Callable[[int], str]
 ) -> list[Count]:
-    pairs, nums = np.unique(np.stack([window_N, code_N]), axis=1, return_counts=True)
+    num_codes = int(code_N.max(initial=0)) + 1
+    nums = np.bincount(window_N * num_codes + code_N)
     return [
-        Count(measure, int(window), named(int(code)), None, int(num))
-        for (window, code), num in zip(pairs.T, nums, strict=True)
+        Count(measure, place // num_codes, named(place % num_codes), None, int(nums[place]))
+        for place in np.flatnonzero(nums).tolist()
     ]
 
 
@@ -336,13 +346,16 @@ def _item_counts(
     num_before_V = num_VD[:, window_D > 0].sum(axis=1)
     is_named_V = np.zeros(len(items), bool)
     is_named_V[np.lexsort((items, -num_before_V))[: settings.num_top_items]] = True
+    judged_from = (calendar.days(0)[0] - weeks.start).days
+    is_unknown_V = num_VD[:, :judged_from].sum(axis=1) == 0
     counts = []
     for window in windows:
         first = (calendar.days(window)[0] - weeks.start).days
         num_V = num_VD[:, window_D == window].sum(axis=1)
         is_new_V = num_VD[:, max(0, first - settings.new_item_days) : first].sum(axis=1) == 0
         counts.append(Count(TOTALS, window, NEW_ITEMS, None, int(num_V[is_new_V].sum())))
-        counts.append(Count(TOTALS, window, UNKNOWN_ITEMS, None, int(num_V[items >= _RENAMED].sum())))
+        counts.append(Count(TOTALS, window, UNKNOWN_ITEMS, None, int(num_V[is_unknown_V].sum())))
+        counts.append(Count(TOTALS, window, ITEM_SQUARES, None, int((num_V**2).sum())))
         for place in np.flatnonzero(num_V).tolist():
             item, num = int(items[place]), int(num_V[place])
             name, group = (weeks.item_id(item), None) if is_named_V[place] else (None, item % settings.num_tail_groups)

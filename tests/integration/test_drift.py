@@ -96,8 +96,10 @@ def write_sessions(warehouse: Warehouse, weeks: Weeks) -> None:
 _SESSION_COLUMNS = ("started_at", "started_month", "num_events", "num_collapsed", "user_bucket")
 
 
-def write_vocabulary(warehouse: Warehouse) -> None:
-    rows = [(2 + item, f"item-{item:05d}", 1, datetime(2025, 1, 1)) for item in range(120)]
+def write_vocabulary(warehouse: Warehouse, weeks: Weeks) -> None:
+    """Of the items before the last day."""
+    known = sorted({weeks.item_id(int(item)) for item in weeks.item_N[weeks.day_N < 7 * NUM_WEEKS - 1]})
+    rows = [(2 + token, item_id, 1, datetime(2025, 1, 1)) for token, item_id in enumerate(known)]
     warehouse.replace(VOCABULARY, warehouse.spark.createDataFrame(rows, VOCABULARY.schema).coalesce(1), {})
 
 
@@ -111,7 +113,7 @@ def judged(spark: SparkSession, shifted: Weeks, tmp_path_factory: pytest.TempPat
     warehouse = Warehouse(spark, str(tmp_path_factory.mktemp("drift")))
     write_events(warehouse, shifted)
     write_sessions(warehouse, shifted)
-    write_vocabulary(warehouse)
+    write_vocabulary(warehouse, shifted)
     return warehouse, run_stage("drift", warehouse, config(warehouse))
 
 

@@ -119,6 +119,8 @@ def test_an_item_is_new_without_an_event_in_so_many_days_before_its_window(spark
         ("totals", 0, "new items"): 4,
         ("totals", 1, "new items"): 1,
         ("totals", 0, "unknown items"): 4,
+        ("totals", 0, "item squares"): 9,
+        ("totals", 1, "item squares"): 1,
         ("item_mix", 0, "returns"): 2,
         ("item_mix", 0, "stays"): 1,
         ("item_mix", 0, "first"): 2,

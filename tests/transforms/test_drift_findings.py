@@ -14,6 +14,7 @@ from llm_spark.config.drift import MEASURES
 from llm_spark.transforms.drift_counts import (
     EVENTS,
     HITS,
+    ITEM_SQUARES,
     MISSING,
     NEW_ITEMS,
     SUMS_OF_HITS,
@@ -30,7 +31,7 @@ from llm_spark.transforms.drift_rules import Advice, retraining_advice
 
 SUNDAY = date(2025, 3, 2)
 USUAL: dict[str, dict[str, int]] = {
-    TOTALS: {EVENTS: 1000, USERS: 300, NEW_ITEMS: 20, UNKNOWN_ITEMS: 100, f"{MISSING}agent": 50},
+    TOTALS: {EVENTS: 1000, USERS: 300, NEW_ITEMS: 20, UNKNOWN_ITEMS: 100, ITEM_SQUARES: 2500, f"{MISSING}agent": 50},
     "event_types": {"view": 800, "cart": 140, "purchase": 60},
     VALUELESS: {"view": 800, "cart": 5, "purchase": 1},
     "item_mix": {"a": 400, "b": 300, "c": 200, "d": 100},
@@ -98,7 +99,10 @@ def test_a_day_like_those_before_is_as_usual_in_every_measure() -> None:
         ({TOTALS: {NEW_ITEMS: 160}}, {"new_item_share": "error"}),
         ({TOTALS: {NEW_ITEMS: 0}}, {}),
         ({TOTALS: {UNKNOWN_ITEMS: 205}}, {"unknown_item_share": "warning"}),
-        ({TOTALS: {EVENTS: 2800, f"{MISSING}agent": 140, NEW_ITEMS: 56, UNKNOWN_ITEMS: 280}}, {"volume": "error"}),
+        (
+            {TOTALS: {EVENTS: 2800, f"{MISSING}agent": 140, NEW_ITEMS: 56, UNKNOWN_ITEMS: 280, ITEM_SQUARES: 19600}},
+            {"volume": "error"},
+        ),
         ({HITS: {"hits": 10, "hits_squared": 10, "hits_trials": 10}}, {"hit_rate": "error"}),
         ({HITS: {"hits": 200, "hits_squared": 200, "hits_trials": 200}}, {}),
     ],
@@ -149,6 +153,13 @@ def test_the_more_is_measured_the_wider_is_each_limit() -> None:
     below = [by_name(findings(measured))["volume"] for measured in (narrow, wide)]
     assert all(found.value is not None and found.limit is not None and found.limit < found.value for found in below)
     assert below[1].limit < below[0].limit  # type: ignore[operator]
+
+
+def test_events_of_one_new_item_are_one_new_item() -> None:
+    # 160 of 1,000 events are new: of many items it is an error, of one that a quarter of all events are of it is chance.
+    few_items = {TOTALS: {NEW_ITEMS: 160, ITEM_SQUARES: 120_000}}
+    assert told(findings(scene({TOTALS: {NEW_ITEMS: 160}}))) == {"new_item_share": "error"}
+    assert told(findings(scene(few_items))) == {}
 
 
 def test_with_fewer_earlier_windows_than_asked_nothing_is_judged_and_it_says_how_many_there_are() -> None:
