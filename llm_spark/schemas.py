@@ -365,7 +365,11 @@ DATA_QUALITY = Table(
         ("subject", TEXT, "of what: a file, a table, a split, a column"),
         ("value", t.DoubleType(), "the measured value"),
         ("limit", t.DoubleType(), "the value that it is held against; null where there is none"),
-        ("severity", TEXT, "info: a measurement; warning: look at it; error: the stage refused to go on"),
+        (
+            "severity",
+            TEXT,
+            "info: a measurement; warning: look at it; error: the data are at fault, and most stages then refuse to go on",
+        ),
         ("detail", TEXT, "in words"),
         ("measured_at", TIME, "when the run began"),
     ),

@@ -40,6 +40,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
         ("ingest.normalize_item.strip=true", "ingest.normalise_item.strip"),
         ("sessionize.bots.max_event=9", "sessionize.bots.max_events"),
         ("sequences.clip_value.method=mad", "sequences.clip_values.method"),
+        ("drift.eror.min_psi=1", "drift.error.min_psi"),
         ("model.outcomes=[{name: returns, within_day: 3}]", "model.outcomes.within_days"),
     ],
 )
@@ -124,6 +125,16 @@ def test_settings_that_a_stage_does_not_need_may_be_missing() -> None:
         "sequences.clip_values.method=mean",
         "sequences.clip_values.num_mads=0",
         "sequences.clip_values.low_quantile=0.9999",
+        "drift.as_of=yesterday",
+        "drift.window_days=0",
+        "drift.min_references=3",
+        "drift.num_references=3",
+        "drift.exclude_dates=[2025-02-30]",
+        "drift.max_unknown_rise=2",
+        "drift.warning.false_alarm_rate=0",
+        "drift.error.min_volume_ratio=0.5",
+        "drift.rules.retrain.clicks=error",
+        "drift.rules.warm_start.hit_rate=sometimes",
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(override: str) -> None:

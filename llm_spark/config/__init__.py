@@ -3,6 +3,7 @@
 Frozen dataclasses <- YAML file <- `key.path=value` from the command line. `load` merges the three and raises one-line errors.
 """
 
+from llm_spark.config.drift import DriftConfig, DriftRules, ErrorConfig, SeverityConfig
 from llm_spark.config.gate import GateConfig
 from llm_spark.config.ingest import MISSING_RULES, ColumnsConfig, IngestConfig, MissingConfig, NormaliseItemConfig
 from llm_spark.config.loading import Config, from_overrides, load, show
@@ -19,6 +20,9 @@ __all__ = [
     "ClipValuesConfig",
     "ColumnsConfig",
     "Config",
+    "DriftConfig",
+    "DriftRules",
+    "ErrorConfig",
     "EvaluateConfig",
     "GateConfig",
     "IngestConfig",
@@ -30,6 +34,7 @@ __all__ = [
     "ScoreConfig",
     "SequencesConfig",
     "SessionizeConfig",
+    "SeverityConfig",
     "SparkConfig",
     "TrainConfig",
     "from_overrides",

@@ -7,5 +7,6 @@ STAGES = {
     "train": "sequences -> a model",
     "evaluate": "the model on the test sequences -> evaluation",
     "score": "every user's next items -> predictions",
+    "drift": "the newest day against earlier weeks -> data_quality, advice on training",
 }
 """The stages in their order, and what each makes of what."""
