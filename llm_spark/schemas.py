@@ -270,7 +270,11 @@ EVALUATION = Table(
     "evaluate",
     _columns(
         ("model_id", TEXT, "the model that the run evaluated"),
-        ("recommender", TEXT, "whose figure this is: model, champion, or the name of a baseline"),
+        (
+            "recommender",
+            TEXT,
+            "whose figure this is: model, champion, or the name of a baseline; rfm_regression for outcomes",
+        ),
         (
             "against",
             TEXT,
@@ -284,7 +288,9 @@ EVALUATION = Table(
             "row of sequences, history_new (none), history_few (1 to 4), history_many (5 or more); by the time since the event before "
             "gap_below_minute, gap_below_hour, gap_below_day, gap_below_week, gap_week_or_more, each from where the one before ends; by the "
             "popularity in training of the item that came item_popularity_decile_1 (the least popular tenth of the items) to "
-            "item_popularity_decile_10, item_unknown (not in the vocabulary)",
+            "item_popularity_decile_10, item_unknown (not in the vocabulary); by the probability of the first item of the list confidence_1 to "
+            "confidence_10, with bounds 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, and all above such a bound confidence_at_least_B. Of the "
+            "moments at which an outcome is asked about: outcome_decile_1 (the likeliest tenth) to outcome_decile_10",
         ),
         (
             "name",
@@ -293,7 +299,10 @@ EVALUATION = Table(
             "positions is recall@k. Of all positions also hit_rate@k: share of sessions with a hit within k at any position; "
             "novelty@k: bits of self-information of a recommended item; "
             "popularity_bias@k: popularity percentile of a recommended item less that of the item that came, from -1 to 1; diversity@k: "
-            "share of pairs in a list whose evaluate.diversity_attribute differs; coverage@k: share of the vocabulary in any list",
+            "share of pairs in a list whose evaluate.diversity_attribute differs; coverage@k: share of the vocabulary in any list. Of a model also "
+            "confidence: mean probability of the first item; calibration_error: mean |accuracy - confidence| of the bins; answered: share of "
+            "positions above the bound. OUTCOME.auc, .average_precision, .brier, .brier_skill, .calibration_error, .lift, .gain, ...: see "
+            "llm_spark/evaluation/outcome_kernel.py",
         ),
         (
             "value",

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_spark.evaluation.bootstrap import NUM_GROUPS, jackknife_interval, percentile_interval
-from llm_spark.evaluation.slices import ALL, SLICES
+from llm_spark.evaluation.slices import ALL, CONFIDENCE_SLICES, CONFIDENCES, OWN_SLICES, SLICES
 from llm_spark.evaluation.sums_kernel import LISTED, MetricRules, SliceSums
 
 Floats = NDArray[np.float64]
@@ -77,21 +77,28 @@ class Measured:
 
     def estimates(self) -> list[Estimate]:
         """Every metric of every slice that has anything to be a mean over."""
-        return [resampled.estimate(*key) for key, resampled in self._resampled()] + self._coverage()
+        return (
+            [resampled.estimate(*key) for key, resampled in self._resampled()] + self._coverage() + self._calibration()
+        )
 
     def less(self, other: Measured) -> list[Estimate]:
         """Every metric that both have, this one's less the other's, paired: both count the same users equally often in each replicate.
 
-        ValueError where the two were not measured on the same positions.
+        Slices that a recommender's own answer cuts are left out. ValueError where the two were not measured on the same positions.
         """
-        self._require_same_positions(other)
-        theirs = dict(other._resampled())
+        ours, theirs = self._shared(), other._shared()
+        ours._require_same_positions(theirs)
+        of_theirs = dict(theirs._resampled())
         differences = [
-            replace(ours, value_R=ours.value_R - theirs[key].value_R).estimate(*key)
-            for key, ours in self._resampled()
-            if key in theirs
+            replace(each, value_R=each.value_R - of_theirs[key].value_R).estimate(*key)
+            for key, each in ours._resampled()
+            if key in of_theirs
         ]
         return differences + self._coverage(other)
+
+    def _shared(self) -> Measured:
+        """Without the slices that are of this recommender alone."""
+        return replace(self, sums={number: part for number, part in self.sums.items() if number not in OWN_SLICES})
 
     def _require_same_positions(self, other: Measured) -> None:
         same = set(self.sums) == set(other.sums) and all(
@@ -117,6 +124,35 @@ class Measured:
                 value_R = np.divide(gain_R, per_R, out=np.full_like(gain_R, np.nan), where=per_R > 0)
                 resampled = _Resampled(value_R, round(per_R[0]), part.first_user == part.last_user)
                 yield (SLICES[number], metric.name), resampled
+
+    def _calibration(self) -> list[Estimate]:
+        """How far to trust its probabilities, from the bins of the first item's probability; nothing where it says none.
+
+        calibration_error: mean over positions of |accuracy - confidence| of the bin that each lies in (Guo et al. 2017). And were lists shown
+        only where the first item is at least so probable, of each bound in `CONFIDENCES` the share of positions that would be answered, and
+        the accuracy there.
+        """
+        bins = [number for number in CONFIDENCE_SLICES if number in self.sums]
+        if not bins:
+            return []
+        total_R = self._column(0, "answers")
+        apart_BR = [np.abs(self._column(b, "accuracy") - self._column(b, "confidence")) for b in bins]
+        found = [self._of_answers("calibration_error", ALL, np.sum(apart_BR, axis=0), total_R)]
+        for place, bound in enumerate(CONFIDENCES, start=1):
+            kept = [b for b in CONFIDENCE_SLICES[place:] if b in self.sums]
+            if not kept:
+                break
+            slice_name = f"confidence_at_least_{bound:g}"
+            answered_R, hits_R = (
+                np.sum([self._column(b, name) for b in kept], axis=0) for name in ("answers", "accuracy")
+            )
+            found.append(self._of_answers("answered", slice_name, answered_R, total_R))
+            found.append(self._of_answers("accuracy", slice_name, hits_R, answered_R))
+        return found
+
+    def _of_answers(self, name: str, slice_name: str, gain_R: Floats, per_R: Floats) -> Estimate:
+        value_R = np.divide(gain_R, per_R, out=np.full_like(gain_R, np.nan), where=per_R > 0)
+        return _Resampled(value_R, round(per_R[0]), self.of_one_user).estimate(slice_name, name)
 
     def _coverage(self, other: Measured | None = None) -> list[Estimate]:
         """coverage@k, the share of the items that are in any list within k; less the other's, where given.

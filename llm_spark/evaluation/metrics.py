@@ -63,8 +63,12 @@ def metric_sums(ranks: DataFrame, sequences: DataFrame, rules: MetricRules) -> D
 
     One row a slice: it holds as many numbers as there are replicates and metrics, however many positions there are.
     """
+    confidence = F.col("confidence") if "confidence" in ranks.columns else F.lit(None).cast("float")
+    ranked = ranks.select(
+        "sequence_id", "user_id", "position", "session_position", "token", "rank", "top", confidence.alias("confidence")
+    )
     # Each position finds the one row that it stands in.
-    places = ranks.join(sequences.select("sequence_id", "session_starts", "event_times"), "sequence_id", "inner")
+    places = ranked.join(sequences.select("sequence_id", "session_starts", "event_times"), "sequence_id", "inner")
     session_start = F.col("position") - F.col("session_position")
     sessions_before = F.size(F.filter("session_starts", lambda start: start < session_start))
     before = F.when(F.col("position") > 0, F.element_at("event_times", F.col("position")))
@@ -80,6 +84,7 @@ def metric_sums(ranks: DataFrame, sequences: DataFrame, rules: MetricRules) -> D
         sessions_before.alias("sessions_before"),
         (F.element_at("event_times", F.col("position") + 1) - before).alias("gap_seconds"),
         "top",
+        "confidence",
     )
     is_first = F.col("position") == F.min("position").over(of_session)
     best = F.coalesce(F.min("rank").over(of_session), F.lit(0))

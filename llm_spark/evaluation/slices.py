@@ -24,7 +24,12 @@ class Dimension:
     of: str
     edges: tuple[int, ...]
     names: tuple[str, ...]
+    is_own: bool = False
+    """Whether a recommender's own answer decides where a position lies: two recommenders then have nothing to compare there."""
 
+
+CONFIDENCES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
+"""Bounds of the probability of the first item of a list. Among thousands of items it is mostly small: equal widths would put all into one bin."""
 
 DIMENSIONS = (
     # Whether short-term memory has anything to go by: the first item of a session is predicted from the long-term memory alone.
@@ -47,11 +52,26 @@ DIMENSIONS = (
         tuple(range(11)),
         ("item_unknown", *(f"item_popularity_decile_{decile}" for decile in range(1, 11))),
     ),
+    Dimension(
+        "confidence_bin",
+        tuple(range(1, len(CONFIDENCES) + 2)),
+        tuple(f"confidence_{bin}" for bin in range(1, len(CONFIDENCES) + 2)),
+        is_own=True,
+    ),
 )
 
 ALL = "all"
 SLICES = (ALL, *(name for dimension in DIMENSIONS for name in dimension.names))
 """A slice's number is its place here; 0 holds every position."""
+
+CONFIDENCE_SLICES = tuple(SLICES.index(f"confidence_{bin}") for bin in range(1, len(CONFIDENCES) + 2))
+OWN_SLICES = frozenset(SLICES.index(name) for dimension in DIMENSIONS if dimension.is_own for name in dimension.names)
+
+
+def confidence_bins(confidence_P: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The bin, from 1, of each probability; 0 where there is none (NaN)."""
+    bins = 1 + np.searchsorted(CONFIDENCES, confidence_P, side="right")
+    return np.where(np.isnan(confidence_P), 0, bins)
 
 
 def slices_of(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from llm_spark.evaluation.bootstrap import NUM_GROUPS, SEED, poisson_weights, user_groups
 from llm_spark.evaluation.items import Items
-from llm_spark.evaluation.slices import slices_of
+from llm_spark.evaluation.slices import confidence_bins, slices_of
 from llm_spark.tokens import FIRST_ITEM_TOKEN
 
 SUMS_DDL = "slice int, content binary"
@@ -70,7 +70,7 @@ class MetricRules:
     def rank_metrics(self) -> tuple[Metric, ...]:
         """Given for every slice: means over positions."""
         names = ["accuracy", *(f"{name}@{k}" for name in ("recall", "mrr", "ndcg") for k in self.ks)]
-        return tuple(Metric(name, name, "positions") for name in names)
+        return (*(Metric(name, name, "positions") for name in names), Metric("confidence", "confidence", "answers"))
 
     @property
     def list_metrics(self) -> tuple[Metric, ...]:
@@ -219,7 +219,7 @@ def partial_sums(batches: Iterable[pa.RecordBatch], rules: MetricRules) -> Itera
 
     In, one row a position: user_hash (bigint), rank (null: the item has no token), token, session_position, sessions_before,
     gap_seconds (null: not known), session_rank (on one row of each session the best rank of its positions, 0 where none has any;
-    null on the others), top (list of tokens, best first).
+    null on the others), top (list of tokens, best first), confidence (the probability of the first of these; null where none is said).
     """
     sums: dict[int, SliceSums] = {}
     listed = ListedItems.empty(rules)
@@ -266,7 +266,7 @@ def _add_positions(batch: pa.RecordBatch, rules: MetricRules, sums: dict[int, Sl
     gains_PC = _gains(batch, rules, target_P, tokens_PK)
     slices_PD = slices_of(
         {name: _ints(batch, name, -1) for name in ("session_position", "sessions_before", "gap_seconds")}
-        | {"popularity_decile": rules.items.decile_V[target_P]}
+        | {"popularity_decile": rules.items.decile_V[target_P], "confidence_bin": confidence_bins(_confidence(batch))}
     )
     user_hash_U, user_P = np.unique(user_hash_P, return_inverse=True)
     weights_UR = np.ones((len(user_hash_U), 1 + rules.num_replicates), np.uint8)
@@ -290,12 +290,20 @@ def _gains(batch: pa.RecordBatch, rules: MetricRules, target_P: Ints, tokens_PK:
     session_gains = rank_gains(np.maximum(session_rank_P, 0), rules.ks)
     gains = {
         "positions": np.ones(batch.num_rows),
+        "answers": (~np.isnan(_confidence(batch))).astype(np.float64),
+        "confidence": np.nan_to_num(_confidence(batch)),
         **rank_gains(_ints(batch, "rank", 0), rules.ks),
         "sessions": (session_rank_P >= 0).astype(np.float64),
         **{f"hit_rate@{k}": session_gains[f"recall@{k}"] for k in rules.ks},
         **list_gains(tokens_PK, target_P, rules.items, rules.ks),
     }
     return np.stack([np.rint(gains[name] / _QUANTUM) * _QUANTUM for name in rules.columns(0)], axis=1)
+
+
+def _confidence(batch: pa.RecordBatch) -> Floats:
+    """NaN where the recommender says no probability."""
+    confidence: Floats = batch.column("confidence").cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return confidence
 
 
 def _ints(batch: pa.RecordBatch, name: str, null: int) -> Ints:

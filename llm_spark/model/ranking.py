@@ -5,6 +5,8 @@ Shape suffixes: P steps, D context, V vocabulary rows, I items (V - 2), C steps 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,26 +33,45 @@ def rank_targets(contexts_PD: Tensor, targets_P: Tensor, weight_VD: Tensor, bias
     return ranks_P, log_probabilities_P
 
 
+@dataclass(frozen=True)
+class Ranked:
+    """What a model says of some steps with known targets."""
+
+    ranks_P: Tensor
+    """As `rank_targets` gives them."""
+    log_probabilities_P: Tensor
+    listed_PK: Tensor
+    """The best items' tokens, best first, ties by token. K is the smaller of the wanted length and the number of items."""
+    confidence_P: Tensor
+    """The probability of the first item of the list, at the temperature."""
+
+
 @torch.no_grad()
 def rank_and_list(
-    contexts_PD: Tensor, targets_P: Tensor, k: int, weight_VD: Tensor, bias_V: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What `rank_targets` gives, and the k best items' tokens [P, K] of every step, best first, ties by token; from the same logits.
+    contexts_PD: Tensor, targets_P: Tensor, k: int, weight_VD: Tensor, bias_V: Tensor, temperature: float = 1.0
+) -> Ranked:
+    """What `rank_targets` gives, and the k best items of every step, from the same logits.
 
-    K is the smaller of k and the number of items. A step whose target is unknown gets its list too.
+    A step whose target is unknown gets its list and its confidence too.
     """
     weight_ID, bias_I = weight_VD[FIRST_ITEM_TOKEN:], bias_V[FIRST_ITEM_TOKEN:]
     known_P = is_item(targets_P)
     columns_P1 = torch.where(known_P, targets_P - FIRST_ITEM_TOKEN, 0)[:, None]
     ranks_P = torch.zeros_like(targets_P)
-    log_probabilities_P = torch.full(targets_P.shape, torch.nan, device=targets_P.device)
+    log_probabilities_P, confidence_P = (
+        torch.full(targets_P.shape, torch.nan, device=targets_P.device) for _ in range(2)
+    )
     listed_PK = targets_P.new_zeros(len(targets_P), min(k, len(bias_I)))
     every_P = torch.arange(len(targets_P), device=targets_P.device)
     for rows_C in every_P.split(chunk_rows(len(bias_I))):
         logits_CI = _logits(contexts_PD[rows_C], weight_ID, bias_I)
         ranks_P[rows_C], log_probabilities_P[rows_C] = _ranked(logits_CI, columns_P1[rows_C])
-        listed_PK[rows_C] = best_columns(logits_CI, k) + FIRST_ITEM_TOKEN
-    return ranks_P * known_P, log_probabilities_P.masked_fill(~known_P, torch.nan), listed_PK
+        best_CK = best_columns(logits_CI, k)
+        listed_PK[rows_C] = best_CK + FIRST_ITEM_TOKEN
+        best_C = logits_CI.gather(1, best_CK[:, :1]).squeeze(1)
+        confidence_P[rows_C] = (best_C / temperature - (logits_CI / temperature).logsumexp(dim=1)).exp()
+    log_probabilities_P = log_probabilities_P.masked_fill(~known_P, torch.nan)
+    return Ranked(ranks_P * known_P, log_probabilities_P, listed_PK, confidence_P)
 
 
 def _logits(contexts_CD: Tensor, weight_ID: Tensor, bias_I: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from llm_spark.pipelines.baselines import measured_baselines
 from llm_spark.pipelines.certificate import require_certificate
 from llm_spark.pipelines.evaluation_window import EvaluationWindow, open_window, require_testable
 from llm_spark.pipelines.gate import decide_promotion, was_evaluated
+from llm_spark.pipelines.outcome_evaluation import Figures, outcome_figures, outcome_lines
+from llm_spark.pipelines.outcomes import require_labels
 from llm_spark.pipelines.registry import MODEL, Champion, evaluated_models
 from llm_spark.schemas import EVALUATION, SEQUENCES
 from llm_spark.tables.warehouse import Warehouse
@@ -58,6 +60,11 @@ def _measure(warehouse: Warehouse, config: Config, account: Account) -> None:
     # What failed is tried again by the next run.
     origin["baselines"] = [name for name in config.evaluate.baselines if name in measured]
     found = figures(measured)
+    told = evaluation_lines(window, found)
+    of_outcomes = measured_outcomes(warehouse, window, models[MODEL], config.evaluate.batch_rows, account)
+    told += outcome_lines(of_outcomes)
+    for key, estimates in of_outcomes.items():
+        found.setdefault(key, []).extend(estimates)
     rows = [
         (model_id, recommender, against, *_columns(estimate), window.version)
         for (recommender, against), estimates in found.items()
@@ -70,7 +77,7 @@ def _measure(warehouse: Warehouse, config: Config, account: Account) -> None:
     account.rows_out = {"predicted_positions": window.num_positions, "figures": len(rows)}
     account.read = {SEQUENCES.name: window.version}
     account.wrote(warehouse, EVALUATION)
-    account.remarks += evaluation_lines(window, found)
+    account.remarks += told
 
 
 def testable_models(warehouse: Warehouse, models: Mapping[str, Champion], account: Account) -> dict[str, Champion]:
@@ -84,6 +91,19 @@ def testable_models(warehouse: Warehouse, models: Mapping[str, Champion], accoun
         except DataError as error:
             account.remarks.append(f"the {name} cannot be compared with: {error}")
     return testable
+
+
+def measured_outcomes(
+    warehouse: Warehouse, window: EvaluationWindow, model: Champion, batch_rows: int, account: Account
+) -> Figures:
+    """How well the model foretells its outcomes; nothing, and a remark, where the sequences hold the labels of others."""
+    try:
+        require_labels((warehouse.origin(SEQUENCES) or {})["made_from"], model.config)
+    except DataError as error:
+        account.remarks.append(f"its outcomes are not judged: {error}")
+        return {}
+    with progress("evaluate: outcomes"):
+        return outcome_figures(model, window.training, window.test, batch_rows, account)
 
 
 def figures(measured: Mapping[str, Measured]) -> dict[tuple[str, str | None], list[Estimate]]:

@@ -27,7 +27,10 @@ from llm_spark.model.ranking import rank_and_list, top_items
 from llm_spark.scoring.histories import history_batch, like_shaped_slices
 from llm_spark.scoring.reasons import REASONS_TYPE, no_reasons, reason_columns
 
-TARGET_RANKS_DDL = "sequence_id string, user_id string, position int, session_position int, token int, rank int, log_prob float, top array<int>"
+TARGET_RANKS_DDL = (
+    "sequence_id string, user_id string, position int, session_position int, token int, rank int, log_prob float, "
+    "top array<int>, confidence float"
+)
 RECOMMEND_DDL = (
     "user_id string, rank int, token int, score float, probability float, "
     "reasons array<struct<token: int, weight: float>>, memory_weight float"
@@ -43,6 +46,7 @@ _TARGET_RANKS_SCHEMA = pa.schema(
         ("rank", pa.int32()),
         ("log_prob", pa.float32()),
         ("top", pa.list_(pa.int32())),
+        ("confidence", pa.float32()),
     ]
 )
 _RECOMMEND_SCHEMA = pa.schema(
@@ -69,20 +73,20 @@ def target_ranks(
     the model has any. Out
     (TARGET_RANKS_DDL): `position` in the row, `session_position` in its session (0: a session's first item,
     predicted from the memory); where the target token is unknown (1) to the vocabulary or the model, rank and
-    log_prob are null. `top` holds the `list_length` best tokens (all, where the model has fewer), best first, ties by token.
+    log_prob are null. `top` holds the `list_length` best tokens (all, where the model has fewer), best first, ties by token,
+    and `confidence` is the probability of the first of them.
     """
-    model = loaded_model(artifact_path).model
+    loaded = loaded_model(artifact_path)
+    model = loaded.model
     for batch in batches:
         for rows in like_shaped_slices(batch, batch_rows):
             histories = history_batch(rows, len(model.config.features))
             with torch.inference_mode():
                 contexts_PD, targets_P = model.forward_states(histories)
-                ranks_P, log_probabilities_P, listed_PK = rank_and_list(
-                    contexts_PD, targets_P, list_length, *model.output_layer()
-                )
+                ranked = rank_and_list(contexts_PD, targets_P, list_length, *model.output_layer(), loaded.temperature)
             row_P, position_P, session_position_P = _target_places(histories)
             tokens_P = histories.tokens_N.numpy()[histories.row_offsets.numpy()[row_P] + position_P]
-            unknown_P = ranks_P.numpy() == 0
+            unknown_P = ranked.ranks_P.numpy() == 0
             yield pa.RecordBatch.from_arrays(
                 [
                     rows.column("sequence_id").take(pa.array(row_P)),
@@ -90,9 +94,10 @@ def target_ranks(
                     pa.array(position_P, pa.int32()),
                     pa.array(session_position_P, pa.int32()),
                     pa.array(tokens_P, pa.int32()),
-                    pa.array(ranks_P.numpy(), pa.int32(), mask=unknown_P),
-                    pa.array(log_probabilities_P.numpy(), pa.float32(), mask=unknown_P),
-                    _lists(listed_PK.numpy()),
+                    pa.array(ranked.ranks_P.numpy(), pa.int32(), mask=unknown_P),
+                    pa.array(ranked.log_probabilities_P.numpy(), pa.float32(), mask=unknown_P),
+                    _lists(ranked.listed_PK.numpy()),
+                    pa.array(ranked.confidence_P.numpy(), pa.float32()),
                 ],
                 schema=_TARGET_RANKS_SCHEMA,
             )

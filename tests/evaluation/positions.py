@@ -23,8 +23,11 @@ def items_of(seed: int, with_categories: bool = True) -> Items:
     return Items.counted(tokens, counts, random.integers(0, 4, NUM_ITEMS) if with_categories else None)
 
 
-def random_positions(num_positions: int, num_users: int, seed: int, list_length: int = 10) -> list[dict]:
+def random_positions(
+    num_positions: int, num_users: int, seed: int, list_length: int = 10, with_confidence: bool = True
+) -> list[dict]:
     """Positions of sessions of one to four; each ranks the true item and lists distinct tokens, sometimes too few."""
+    sure = np.random.default_rng(seed + 1)
     random = np.random.default_rng(seed)
     rows: list[dict] = []
     while len(rows) < num_positions:
@@ -42,6 +45,7 @@ def random_positions(num_positions: int, num_users: int, seed: int, list_length:
                     "sessions_before": before,
                     "gap_seconds": None if random.random() < 0.1 else int(10 ** random.uniform(0, 7)),
                     "session_rank": None,
+                    "confidence": float(sure.random()) if with_confidence else None,
                     "top": random.permutation(np.arange(2, NUM_TOKENS))[:length].tolist(),
                 }
             )
@@ -60,6 +64,7 @@ SCHEMA = pa.schema(
         ("gap_seconds", pa.int64()),
         ("session_rank", pa.int32()),
         ("top", pa.list_(pa.int32())),
+        ("confidence", pa.float32()),
     ]
 )
 

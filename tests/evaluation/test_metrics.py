@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from llm_spark.evaluation.baselines import BASELINES
 from llm_spark.evaluation.estimates import Measured
 from llm_spark.evaluation.items import Items
 from llm_spark.evaluation.metrics import (
@@ -118,13 +117,3 @@ def test_an_item_is_as_popular_as_training_predicts_it_and_its_category_is_its_e
     cup, tea = 1, 2
     assert items.category_V[2:].tolist() == [tea, cup, 0, tea, 0]
     assert collected_items(item_popularity(vocabulary, training)).category_V is None
-
-
-def test_popularity_counts_each_training_target_once_and_ties_count_against_it(spark: SparkSession) -> None:
-    training = spark.createDataFrame([([2, 2, 3, 4], 1), ([3, 4, 2, 5], 2)], "tokens array<int>, first_target int")
-    vocabulary = spark.createDataFrame([(token, str(token)) for token in (2, 3, 4, 5, 6)], "token int, item_id string")
-    test = spark.createDataFrame([("s", "u", [2, 2, 3, 5, 6, 1], [0, 2], [0] * 6, 1)], SEQUENCES_DDL)
-    rows = BASELINES["popularity"](test, training, vocabulary, 3).collect()
-    assert {row["token"]: row["rank"] for row in rows} == {2: 1, 3: 4, 5: 4, 6: 5, 1: None}
-    assert {row["position"]: row["session_position"] for row in rows} == {1: 1, 2: 0, 3: 1, 4: 2, 5: 3}
-    assert {tuple(row["top"]) for row in rows} == {(2, 3, 4)}

@@ -19,7 +19,7 @@ from torchmetrics.functional.retrieval import (
 
 from llm_spark.evaluation.bootstrap import poisson_weights
 from llm_spark.evaluation.items import Items
-from llm_spark.evaluation.slices import SLICES
+from llm_spark.evaluation.slices import CONFIDENCES, SLICES
 from llm_spark.evaluation.sums_kernel import MetricRules, merged_sums, partial_sums
 from llm_spark.schemas import EVALUATION
 from tests.evaluation.positions import (
@@ -123,7 +123,8 @@ def test_list_metrics_equal_plain_loops_over_the_lists() -> None:
 def test_without_categories_there_is_no_diversity() -> None:
     found = by_name(measured(random_positions(20, 4, seed=1), rules_of(with_categories=False)).estimates())
     assert {name.partition("@")[0] for name in found} == {
-        *("accuracy", "recall", "mrr", "ndcg", "hit_rate", "novelty", "popularity_bias", "coverage")
+        *("accuracy", "recall", "mrr", "ndcg", "hit_rate", "novelty", "popularity_bias", "coverage"),
+        *("confidence", "calibration_error"),
     }
 
 
@@ -178,12 +179,13 @@ def test_a_slice_holds_the_positions_that_its_name_says() -> None:
         estimate = by_name(found, name)["recall@10"]
         assert estimate.num_examples == len(inside) > 0, name
         assert estimate.value == pytest.approx(np.mean([rank is not None and rank <= 10 for rank in inside]))
-        assert set(by_name(found, name)) == {"accuracy", *(f"{m}@{k}" for m in ("recall", "mrr", "ndcg") for k in KS)}
+        ranking = {f"{metric}@{k}" for metric in ("recall", "mrr", "ndcg") for k in KS}
+        assert set(by_name(found, name)) == {"accuracy", "confidence", *ranking}
 
 
 def test_the_table_evaluation_explains_every_slice() -> None:
     (comment,) = [field.metadata["comment"] for field in EVALUATION.schema.fields if field.name == "slice"]
-    middle = {f"item_popularity_decile_{decile}" for decile in range(2, 10)}
+    middle = {f"{name}_{place}" for name in ("item_popularity_decile", "confidence") for place in range(2, 10)}
     assert [name for name in SLICES if name not in middle and name not in comment] == []
 
 
@@ -206,6 +208,40 @@ def test_a_difference_is_paired_and_needs_the_same_positions() -> None:
     assert {(e.value, e.ci_low, e.ci_high) for e in by_name(ours.less(ours)).values()} == {(0.0, 0.0, 0.0)}
     with pytest.raises(ValueError, match="the same positions"):
         ours.less(measured(rows[:-1], rules))
+
+
+def test_calibration_is_that_of_plain_loops_over_bins_and_bounds() -> None:
+    rows = random_positions(300, 20, seed=9)
+    estimates = measured(rows, rules_of()).estimates()
+    sure, hit = np.float32([row["confidence"] for row in rows]), np.array([row["rank"] == 1 for row in rows])
+    bounds = [0, *CONFIDENCES, 2]
+    error = 0.0
+    for number, (low, high) in enumerate(itertools.pairwise(bounds), start=1):
+        inside = (low <= sure) & (sure < high)
+        if inside.any():
+            found = by_name(estimates, f"confidence_{number}")
+            assert found["accuracy"].value == pytest.approx(hit[inside].mean())
+            assert found["confidence"].value == pytest.approx(sure[inside].mean(), abs=1e-6)
+            assert found["accuracy"].num_examples == inside.sum()
+            error += abs(hit[inside].mean() - sure[inside].mean()) * inside.mean()
+    overall = by_name(estimates)["calibration_error"]
+    assert overall.value == pytest.approx(error, abs=1e-6)
+    assert overall.num_examples == len(rows)
+    for bound in CONFIDENCES:
+        found = by_name(estimates, f"confidence_at_least_{bound:g}")
+        assert found["answered"].value == pytest.approx((sure >= bound).mean())
+        assert found["accuracy"].value == pytest.approx(hit[sure >= bound].mean())
+        assert found["answered"].ci_low < found["answered"].value < found["answered"].ci_high or bound < 0.02
+
+
+def test_who_says_no_probability_has_no_calibration_and_is_compared_with_one_who_does() -> None:
+    rows, rules = random_positions(60, 9, seed=10), rules_of()
+    mute = measured([row | {"confidence": None} for row in rows], rules)
+    names = {(e.slice, e.name) for e in mute.estimates()}
+    assert not [
+        key for key in names if "confidence" in key[0] or key[1] in ("confidence", "calibration_error", "answered")
+    ]
+    assert {e.value for e in mute.less(measured(rows, rules))} == {0.0}
 
 
 def test_of_one_user_every_figure_lacks_its_interval() -> None:

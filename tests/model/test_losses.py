@@ -166,12 +166,14 @@ def test_ranks_and_lists_of_one_pass_are_those_of_two(monkeypatch: pytest.Monkey
     contexts, targets, weight, bias = (t.detach() for t in problem())
     monkeypatch.setattr("llm_spark.model.losses.MAX_LOGITS", 5 * (NUM_TOKENS - 2))
     targets[3] = 1
-    ranks, log_probabilities, listed = rank_and_list(contexts, targets, 4, weight, bias)
+    ranked = rank_and_list(contexts, targets, 4, weight, bias, temperature=2.0)
     expected_ranks, expected_log_probabilities = rank_targets(contexts, targets, weight, bias)
-    assert ranks[3] == 0
-    assert ranks.tolist() == expected_ranks.tolist()
-    torch.testing.assert_close(log_probabilities, expected_log_probabilities, equal_nan=True)
-    assert listed.tolist() == top_items(contexts, 4, weight, bias)[0].tolist()
+    assert ranked.ranks_P[3] == 0
+    assert ranked.ranks_P.tolist() == expected_ranks.tolist()
+    torch.testing.assert_close(ranked.log_probabilities_P, expected_log_probabilities, equal_nan=True)
+    assert ranked.listed_PK.tolist() == top_items(contexts, 4, weight, bias)[0].tolist()
+    softened = (F.linear(contexts, weight, bias)[:, 2:] / 2).softmax(dim=1)
+    torch.testing.assert_close(ranked.confidence_P, softened.max(dim=1).values)
 
 
 def test_top_items_equal_a_brute_force_sort_and_leave_excluded_ones_out(monkeypatch: pytest.MonkeyPatch) -> None:

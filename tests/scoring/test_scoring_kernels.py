@@ -74,10 +74,11 @@ def test_target_ranks_equal_a_brute_force_sort_of_the_models_logits(artifact: st
                     "rank": num_as_good if token > 1 else None,
                     "log_prob": math.log(probabilities[token]) if token > 1 else None,
                     "top": sorted(range(2, NUM_TOKENS), key=lambda item: -logits[n][item])[:LIST_LENGTH],
+                    "confidence": float(probabilities.max()),
                 }
             )
     assert any(e["rank"] is None for e in expected)
-    assert_same_but_for_rounding(ranks_of(rows, artifact), expected, ("log_prob",))
+    assert_same_but_for_rounding(ranks_of(rows, artifact), expected, ("log_prob", "confidence"))
 
 
 @settings(max_examples=15, deadline=None)
@@ -92,7 +93,7 @@ def test_results_do_not_depend_on_partitions_and_batch_sizes(
 ) -> None:
     rows = random_rows(12, NUM_TOKENS, NUM_EVENT_TYPES, seed)
     assert_same_but_for_rounding(
-        ranks_of(rows, artifact, batch_rows, max_chunksize), ranks_of(rows, artifact), ("log_prob",)
+        ranks_of(rows, artifact, batch_rows, max_chunksize), ranks_of(rows, artifact), ("log_prob", "confidence")
     )
     assert_same_but_for_rounding(
         lists_of(rows, artifact, 5, batch_rows, max_chunksize, exclude_seen),
@@ -179,7 +180,7 @@ def test_a_slice_of_a_larger_arrow_batch_is_scored_as_itself(artifact: str) -> N
     found = collect(target_ranks(iter([whole.slice(3, 4)]), artifact, 64, LIST_LENGTH))
     expected = [r for r in ranks_of(rows, artifact) if r["sequence_id"] in {"s3", "s4", "s5", "s6"}]
     found = sorted(found, key=lambda r: (r["sequence_id"], r["position"]))
-    assert_same_but_for_rounding(found, expected, ("log_prob",))
+    assert_same_but_for_rounding(found, expected, ("log_prob", "confidence"))
 
 
 def test_where_all_items_tie_the_target_ranks_last_and_the_list_is_in_order_of_tokens(tmp_path: Path) -> None:
