@@ -53,6 +53,7 @@ def test_a_vocabulary_without_items_gives_no_rank_and_an_empty_list() -> None:
     assert place(popularity_of({}), 2, {2: 1.0}, 3) == (0, [])
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.integers(2, 12), st.integers(0, 3), min_size=1),
     st.dictionaries(st.integers(0, 14), st.integers(1, 3)),
@@ -193,6 +194,7 @@ def rows_of_all_kinds() -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=ROWS)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=6))
 def test_batches_cut_anywhere_give_the_same_ranks_and_a_session_counts_once(cuts: list[int]) -> None:
     rows = rows_of_all_kinds()
