@@ -1,13 +1,14 @@
 """What the counts of a window mean: each measure's value, limit and verdict in words. In numpy, without Spark.
 
-`findings` judges every measure by the statistics of drift_kernel, at false-alarm rates divided among the measures that can be judged
-(Bonferroni), and by the least change that matters. A measure that cannot be judged says why.
+`findings` judges every measure by the statistics of drift_kernel, at false-alarm rates divided among the measures that can be judged, and that
+of missing_rate among its columns (Bonferroni), and by the least change that matters. A measure that cannot be judged says why.
 
 Shapes: W windows, the judged one first; C categories.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -286,9 +287,11 @@ def _widened(found: Comparison, lows: Sequence[float], highs: Sequence[float]) -
 def findings(scene: Scene) -> list[Finding]:
     """Every measure's finding, judged or with the reason why not, in the order of config.drift.MEASURES."""
     subjects = _subjects(scene)
-    num_judged = max(1, sum(not subject.why_not_judged for subject in subjects))
-    rates = [severity.false_alarm_rate / num_judged for severity in scene.severities]
-    found = [*(subject.finding(rates) for subject in subjects), _unknown_items(scene)]
+    num_judged = Counter(subject.measure for subject in subjects if not subject.why_not_judged)
+    found = [_unknown_items(scene)]
+    for subject in subjects:
+        shares = max(1, len(num_judged) * num_judged[subject.measure])
+        found.append(subject.finding([severity.false_alarm_rate / shares for severity in scene.severities]))
     order = list(_LABELS)
     return sorted(found, key=lambda finding: order.index(finding.measure))
 
