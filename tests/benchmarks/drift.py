@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 
 from llm_spark.config import DriftConfig
 from llm_spark.config.drift import ERROR, WARNING
-from llm_spark.transforms.drift_findings import Finding, Scene, findings
+from llm_spark.transforms.drift_findings import findings
 from llm_spark.transforms.drift_kernel import psi
 from llm_spark.transforms.drift_rules import Advice, retraining_advice
+from llm_spark.transforms.drift_scene import Finding, Scene
 from tests.benchmarks.simulated_weeks import (
     FAULTS,
     SHIFTS,

@@ -33,8 +33,8 @@ from llm_spark.transforms.drift_counts import (
     Count,
     Counts,
 )
-from llm_spark.transforms.drift_findings import Scene
 from llm_spark.transforms.drift_kernel import Calendar
+from llm_spark.transforms.drift_scene import Scene
 
 NUM_WEEKS = 17
 """Twelve to compare with, the one that is judged, and four before which an item must not have been seen to be new."""

@@ -25,9 +25,10 @@ from llm_spark.transforms.drift_counts import (
     Count,
     Counts,
 )
-from llm_spark.transforms.drift_findings import INFO, Finding, Scene, findings
+from llm_spark.transforms.drift_findings import findings
 from llm_spark.transforms.drift_kernel import Calendar
 from llm_spark.transforms.drift_rules import Advice, retraining_advice
+from llm_spark.transforms.drift_scene import INFO, Finding, Scene
 
 SUNDAY = date(2025, 3, 2)
 USUAL: dict[str, dict[str, int]] = {
