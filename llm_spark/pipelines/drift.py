@@ -21,9 +21,10 @@ from llm_spark.tables.warehouse import Warehouse
 from llm_spark.transforms import drift as counting
 from llm_spark.transforms.drift_counts import EVENTS as NUM_EVENTS
 from llm_spark.transforms.drift_counts import TOTALS, Count, Counts
-from llm_spark.transforms.drift_findings import INFO, Finding, Scene, findings
+from llm_spark.transforms.drift_findings import findings
 from llm_spark.transforms.drift_kernel import Calendar
 from llm_spark.transforms.drift_rules import ACTIONS, NONE, Advice, retraining_advice
+from llm_spark.transforms.drift_scene import INFO, Finding, Scene
 
 _INPUTS, _ADVICE, _NOT_JUDGED = "drift_inputs", "retraining_advice", "not_judged"
 _WITHOUT = {

@@ -1,20 +1,20 @@
 """What the counts of a window mean: each measure's value, limit and verdict in words. In numpy, without Spark.
 
-`findings` judges every measure by the statistics of drift_kernel, at false-alarm rates divided among the measures that can be judged
-(Bonferroni), and by the least change that matters. A measure that cannot be judged says why.
+`findings` judges every measure by the statistics of drift_kernel, at false-alarm rates divided among the measures that can be judged, and that
+of missing_rate among its columns (Bonferroni), and by the least change that matters. A measure that cannot be judged says why.
 
 Shapes: W windows, the judged one first; C categories.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_spark.config import DriftConfig, SeverityConfig
 from llm_spark.transforms.drift_counts import (
     EVENTS,
     HITS,
@@ -29,7 +29,6 @@ from llm_spark.transforms.drift_counts import (
     Counts,
 )
 from llm_spark.transforms.drift_kernel import (
-    Calendar,
     Comparison,
     UserSums,
     angle_share,
@@ -39,83 +38,13 @@ from llm_spark.transforms.drift_kernel import (
     psi_parts,
     share_angle,
 )
+from llm_spark.transforms.drift_scene import INFO, LABELS, Finding, Scene
 
-INFO = "info"
 BOTH, UP, DOWN = "both", "up", "down"
 """Which changes of a share are told."""
 
-_LABELS = {
-    "volume": "number of events",
-    "item_mix": "mix of items",
-    "new_item_share": "events of new items",
-    "unknown_item_share": "events of unknown items",
-    "event_types": "mix of event types",
-    "hours": "hours of the day",
-    "sources": "mix of raw files",
-    "item_ids": "form of item ids",
-    "user_ids": "form of user ids",
-    "missing_rate": "missing",
-    "session_length": "events a session",
-    "score_distribution": "certainty of predictions",
-    "hit_rate": "hit rate of predictions",
-}
 _MAX_TYPES = 10
 _MANY_TRIALS = np.array([1e12])
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One measure of the judged window."""
-
-    measure: str
-    """One of config.drift.MEASURES."""
-    of: str
-    """The column that is missing; empty for other measures."""
-    window: str
-    """Its days, in words."""
-    value: float | None
-    """PSI, a share, or a number; None where it was not measured."""
-    limit: float | None
-    """What the value is held against, the nearer one of two; None where it was not judged."""
-    severity: str
-    text: str
-    """Value, limit and verdict in words."""
-    not_judged: str = ""
-    """Why not; empty where it was."""
-
-    @property
-    def name(self) -> str:
-        return f"{self.measure} of {self.of}" if self.of else self.measure
-
-    @property
-    def label(self) -> str:
-        return f"{_LABELS[self.measure]} {self.of}" if self.of else _LABELS[self.measure]
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What all measures of a run have in common."""
-
-    counts: Counts
-    calendar: Calendar
-    settings: DriftConfig
-    known: Sequence[int]
-    """Earlier windows that the logs cover whole and that are not excluded, newest first."""
-    with_a_past: Sequence[int]
-    """Those of them, and the judged one (0), before which the logs cover so many days that an item can be called new."""
-    absent: Mapping[str, str] = field(default_factory=dict)
-    """Measure -> why it cannot be measured at all."""
-
-    @property
-    def severities(self) -> tuple[SeverityConfig, SeverityConfig]:
-        """From the lower to the higher."""
-        return self.settings.warning, self.settings.error
-
-    @property
-    def earlier(self) -> str:
-        if self.calendar.window_days == 1:
-            return f"earlier {self.calendar.as_of:%A}s"
-        return f"earlier windows of {self.calendar.window_days} days"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,10 +215,12 @@ def _widened(found: Comparison, lows: Sequence[float], highs: Sequence[float]) -
 def findings(scene: Scene) -> list[Finding]:
     """Every measure's finding, judged or with the reason why not, in the order of config.drift.MEASURES."""
     subjects = _subjects(scene)
-    num_judged = max(1, sum(not subject.why_not_judged for subject in subjects))
-    rates = [severity.false_alarm_rate / num_judged for severity in scene.severities]
-    found = [*(subject.finding(rates) for subject in subjects), _unknown_items(scene)]
-    order = list(_LABELS)
+    num_judged = Counter(subject.measure for subject in subjects if not subject.why_not_judged)
+    found = [_unknown_items(scene)]
+    for subject in subjects:
+        shares = max(1, len(num_judged) * num_judged[subject.measure])
+        found.append(subject.finding([severity.false_alarm_rate / shares for severity in scene.severities]))
+    order = list(LABELS)
     return sorted(found, key=lambda finding: order.index(finding.measure))
 
 

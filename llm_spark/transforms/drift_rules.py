@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llm_spark.config import DriftRules
 from llm_spark.config.drift import NEVER, SEVERITIES
-from llm_spark.transforms.drift_findings import Finding
+from llm_spark.transforms.drift_scene import Finding
 
 NONE, WARM_START, RETRAIN = ACTIONS = ("none", "warm_start", "retrain")
 

@@ -33,8 +33,8 @@ from llm_spark.transforms.drift_counts import (
     Count,
     Counts,
 )
-from llm_spark.transforms.drift_findings import Scene
 from llm_spark.transforms.drift_kernel import Calendar
+from llm_spark.transforms.drift_scene import Scene
 
 NUM_WEEKS = 17
 """Twelve to compare with, the one that is judged, and four before which an item must not have been seen to be new."""
@@ -197,14 +197,15 @@ def _event_types(weeks: Weeks, in_N: NDArray[np.bool_], rng: np.random.Generator
 
 
 def _stale_model(weeks: Weeks, in_N: NDArray[np.bool_], rng: np.random.Generator) -> Weeks:
-    """Predictions hit 14 % instead of 23 %."""
-    return replace(weeks, hits_W=np.append(rng.binomial(_NUM_FOLLOWED, 0.14), weeks.hits_W[1:]))
+    """Predictions hit half as often."""
+    return replace(weeks, hits_W=np.append(rng.binomial(_NUM_FOLLOWED, _HIT_RATE / 2), weeks.hits_W[1:]))
 
 
 def _unsure_model(weeks: Weeks, in_N: NDArray[np.bool_], rng: np.random.Generator) -> Weeks:
-    """The model is half as sure of its first predictions, for a third of the users."""
-    shifted = 2 / 3 * _CHANCES + 1 / 3 * np.append(0.0, _CHANCES[:-1]) + np.append(np.zeros(6), _CHANCES[-1] / 3)
-    chances_C = rng.multinomial(_NUM_FOLLOWED, shifted / shifted.sum())
+    """The model is half as sure of the first predictions of half the users."""
+    halved = np.append(0.0, _CHANCES[:-1])
+    halved[-1] += _CHANCES[-1]
+    chances_C = rng.multinomial(_NUM_FOLLOWED, (_CHANCES + halved) / 2)
     return replace(weeks, chances_WC=np.vstack([chances_C, weeks.chances_WC[1:]]))
 
 

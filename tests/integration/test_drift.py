@@ -35,9 +35,11 @@ def last_days(weeks: Weeks) -> Weeks:
 
 @pytest.fixture(scope="module")
 def shifted() -> Weeks:
-    """Few enough items that none is counted in a group; on the last day one view in ten is a purchase."""
-    weeks = last_days(simulated_weeks(5, is_seasonal=True, num_users=700, num_items=120, sessions=60))
-    return changed(weeks, "event types changed", calendar(weeks), seed=5)
+    """Few enough items that none is counted in a group; on the last day four views in ten are purchases."""
+    weeks = last_days(simulated_weeks(8, is_seasonal=True, num_users=700, num_items=120, sessions=60))
+    for turn in range(5):
+        weeks = changed(weeks, "event types changed", calendar(weeks), seed=8 + turn)
+    return weeks
 
 
 def calendar(weeks: Weeks) -> Calendar:

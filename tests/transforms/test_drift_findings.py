@@ -25,9 +25,10 @@ from llm_spark.transforms.drift_counts import (
     Count,
     Counts,
 )
-from llm_spark.transforms.drift_findings import INFO, Finding, Scene, findings
+from llm_spark.transforms.drift_findings import findings
 from llm_spark.transforms.drift_kernel import Calendar
 from llm_spark.transforms.drift_rules import Advice, retraining_advice
+from llm_spark.transforms.drift_scene import INFO, Finding, Scene
 
 SUNDAY = date(2025, 3, 2)
 USUAL: dict[str, dict[str, int]] = {
@@ -146,13 +147,19 @@ def test_the_hit_rate_has_its_interval_and_names_the_day_of_the_predictions() ->
 
 
 def test_the_more_is_measured_the_wider_is_each_limit() -> None:
-    settings = DriftConfig(warning=replace(DriftConfig().warning, min_volume_ratio=1.0))
+    settings = DriftConfig(warning=replace(DriftConfig().warning, min_share_change=0.0, min_volume_ratio=1.0))
     narrow, wide = scene(settings=settings), scene(settings=settings)
     for number in range(200):
         wide.counts.by_measure[TOTALS][f"{MISSING}column {number}"] = np.full(13, 5.0)  # type: ignore[index]
-    below = [by_name(findings(measured))["volume"] for measured in (narrow, wide)]
-    assert all(found.value is not None and found.limit is not None and found.limit < found.value for found in below)
-    assert below[1].limit < below[0].limit  # type: ignore[operator]
+    few, many = (by_name(findings(measured)) for measured in (narrow, wide))
+
+    def margin(found: Finding) -> float:
+        assert found.value is not None
+        assert found.limit is not None
+        return abs(found.value - found.limit)
+
+    assert margin(many["missing_rate of agent"]) > margin(few["missing_rate of agent"])
+    assert margin(many["volume"]) == margin(few["volume"]), "two hundred columns are one measure of thirteen"
 
 
 def test_events_of_one_new_item_are_one_new_item() -> None:
