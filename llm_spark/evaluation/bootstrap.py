@@ -78,4 +78,4 @@ def jackknife_interval(value: float, without_G: Any) -> tuple[float, float]:
     left_out_G = np.asarray(without_G, np.float64)
     squares = np.square(left_out_G - left_out_G.mean()).sum()
     spread = _T_975_OF_63 * math.sqrt((NUM_GROUPS - 1) / NUM_GROUPS * squares)
-    return value - spread, value + spread
+    return float(value - spread), float(value + spread)
