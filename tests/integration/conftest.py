@@ -36,6 +36,8 @@ SMALL_MODEL = [
     "train.batch_rows=32",
     "train.device=cpu",
     "gate.enabled=false",
+    "evaluate.baselines=[popularity, vsknn]",
+    "evaluate.num_replicates=100",
     "sequences.min_item_count=1",
     "sessionize.num_buckets=2",
 ]

@@ -6,14 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from pyspark.errors import PySparkException
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import Column, SparkSession
 from pyspark.sql import functions as F
 
 from llm_spark.errors import DataError, UsageError
-from llm_spark.evaluation.baselines import BASELINES
-from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.evaluate import evaluation_lines, figures, measured_baselines
+from llm_spark.pipelines.evaluate import evaluation_lines, figures
 from llm_spark.pipelines.evaluation_window import EvaluationWindow, open_window, require_testable
 from llm_spark.pipelines.registry import champion
 from llm_spark.schemas import EVALUATION, SEQUENCES, VOCABULARY
@@ -43,15 +40,21 @@ def test_every_figure_has_its_interval_and_number_of_examples(chain: Chain) -> N
     figures_of = {}
     for row in rows:
         figures_of.setdefault((row["recommender"], row["against"]), {})[row["slice"], row["name"]] = row
-    assert set(figures_of) == {("model", None)} | {(n, None) for n in BASELINES} | {("model", n) for n in BASELINES}
-    assert len({frozenset(of) for of in figures_of.values()}) == 1, "the same figures of every recommender"
+    names = chain.config.evaluate.baselines
+    assert set(figures_of) == {("model", None)} | {(n, None) for n in names} | {("model", n) for n in names}
+    own = figures_of.pop(("model", None))
+    shared = {frozenset(of) for of in figures_of.values()}
+    assert len(shared) == 1, "the same figures of every recommender"
+    alone = set(own) - next(iter(shared))
+    assert all(name in ("confidence", "calibration_error") or place.startswith("confidence_") for place, name in alone)
     for row in rows:
         assert row["num_examples"] > 0
         if row["ci_low"] is not None:
             assert row["ci_low"] <= row["value"] <= row["ci_high"] or row["num_examples"] < 50
     of_all = [row for row in rows if row["slice"] == "all"]
     assert {row["name"].partition("@")[0] for row in of_all} == {
-        *("accuracy", "recall", "mrr", "ndcg", "hit_rate", "novelty", "popularity_bias", "coverage")
+        *("accuracy", "recall", "mrr", "ndcg", "hit_rate", "novelty", "popularity_bias", "coverage"),
+        *("confidence", "calibration_error"),
     }
     assert all(row["ci_low"] is not None for row in of_all)
     test = chain.warehouse.read(SEQUENCES).where("split = 'test'")
@@ -103,30 +106,6 @@ def test_a_model_of_another_vocabulary_is_refused_naming_both(
         DataError, match=r"another vocabulary, v1 of table \w{8} \(60 items\), than .* v1 of table \w{8} \(60"
     ):
         require_testable(Warehouse(spark, str(copy)), champion(chain.warehouse))
-
-
-def test_a_baseline_that_fails_is_left_out_and_named_with_its_reason(
-    chain: Chain, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def failing(test: DataFrame, training: DataFrame, vocabulary: DataFrame, list_length: int) -> DataFrame:
-        raise PySparkException("no memory left for the neighbours\nat some.java.line")
-
-    def forgetful(test: DataFrame, training: DataFrame, vocabulary: DataFrame, list_length: int) -> DataFrame:
-        return BASELINES["popularity"](test.limit(1), training, vocabulary, list_length)
-
-    window = opened(chain.warehouse, chain, "evaluate.num_replicates=40")
-    account = Account("evaluate")
-    monkeypatch.setattr(
-        "llm_spark.pipelines.evaluate.BASELINES", {"failing": failing, "forgetful": forgetful, **BASELINES}
-    )
-    assert set(measured_baselines(window, account)) == set(BASELINES)
-    failed, forgot = account.remarks
-    assert failed == "baseline failing failed and is left out: no memory left for the neighbours"
-    assert forgot.startswith("baseline forgetful failed and is left out: it ranks ")
-    assert {(check.name, check.subject, check.severity) for check in account.checks} == {
-        ("baseline_failed", "failing", "warning"),
-        ("baseline_failed", "forgetful", "warning"),
-    }
 
 
 def test_diversity_is_measured_by_the_attribute_that_the_setting_names(chain: Chain) -> None:
