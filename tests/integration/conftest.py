@@ -40,6 +40,8 @@ SMALL_MODEL = [
     "evaluate.num_replicates=100",
     "sequences.min_item_count=1",
     "sessionize.num_buckets=2",
+    # One that needs no history and one that sends what it learned to Python workers; test_outcome_chain.py has all.
+    "evaluate.baselines=[popularity,vsknn]",
 ]
 
 

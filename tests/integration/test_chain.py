@@ -15,7 +15,6 @@ from deltalake import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from llm_spark.config.model import BASELINES
 from llm_spark.errors import DataError
 from llm_spark.pipelines import STAGES
 from llm_spark.pipelines.stages import run_stage
@@ -98,13 +97,6 @@ def test_the_model_beats_popularity_on_the_test_split(chain: Chain) -> None:
     recall = {row["recommender"]: row["value"] for row in rows}
     assert recall["model"] > recall["popularity"]
     assert all(row["ci_low"] <= row["value"] <= row["ci_high"] for row in rows)
-
-
-def test_every_baseline_is_measured_on_the_positions_of_the_model(chain: Chain) -> None:
-    rows = chain.warehouse.read(EVALUATION).where("name = 'recall@10'").collect()
-    num_examples = {(row["recommender"], row["slice"]): row["num_examples"] for row in rows}
-    assert {recommender for recommender, _ in num_examples} == {"model", *BASELINES}
-    assert all(num == num_examples["model", slice_] for (_, slice_), num in num_examples.items())
 
 
 def test_metrics_of_the_training_run_name_the_model_and_fall_in_loss(chain: Chain) -> None:

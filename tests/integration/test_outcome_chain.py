@@ -17,12 +17,13 @@ from pyspark.sql import functions as F
 
 from llm_spark import config as settings
 from llm_spark.config import Config
+from llm_spark.config.model import BASELINES
 from llm_spark.errors import DataError, UsageError
 from llm_spark.model.artifact import load_artifact
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.registry import champion
 from llm_spark.pipelines.stages import run_stage
-from llm_spark.schemas import PREDICTIONS, SEQUENCES, SESSIONS, TRAINING_METRICS
+from llm_spark.schemas import EVALUATION, PREDICTIONS, SEQUENCES, SESSIONS, TRAINING_METRICS
 from llm_spark.scoring import FORETELL_DDL, foretell
 from llm_spark.tables.warehouse import Warehouse
 
@@ -105,6 +106,13 @@ def foretold(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> R
 
 def quantity(line: dict[str, Any]) -> float | None:
     return float(line["quantity"]) if line["quantity"] not in (None, "many") else None
+
+
+def test_every_baseline_is_measured_on_the_positions_of_the_model(foretold: Run) -> None:
+    rows = foretold.warehouse.read(EVALUATION).where("name = 'recall@10'").collect()
+    num_examples = {(row["recommender"], row["slice"]): row["num_examples"] for row in rows}
+    assert {recommender for recommender, _ in num_examples} == {"model", *BASELINES}
+    assert all(num == num_examples["model", slice_] for (_, slice_), num in num_examples.items())
 
 
 def test_sessions_and_sequences_carry_the_numbers_of_the_log(foretold: Run) -> None:

@@ -1,7 +1,6 @@
 """V-SkNN at one position: the sessions most like the current one, and what stood in them, in numpy. It needs no Spark.
 
-Array suffixes: S sessions (most recent last), N their items end to end, U different items, M sampled sessions, Q different items of the
-current session, C candidates.
+Array suffixes: S sessions (most recent last), N their items end to end, U different items, M sampled sessions, C candidates.
 """
 
 from __future__ import annotations
@@ -56,10 +55,13 @@ class VectorSessionKnn:
         self._tokens_U, first_U, self._item_N = np.unique(tokens_N, return_index=True, return_inverse=True)
         self._weight_U = item_weight_N[first_U]
         by_item = np.argsort(self._item_N, kind="stable")
-        self._sessions_N = np.repeat(np.arange(len(lengths_S)), lengths_S)[by_item]
-        self._item_offsets_U = np.concatenate(
-            [[0], np.cumsum(np.bincount(self._item_N, minlength=len(self._tokens_U)))]
-        )
+        sessions_N = np.repeat(np.arange(len(lengths_S)), lengths_S)[by_item]
+        ends_U = np.cumsum(np.bincount(self._item_N, minlength=len(self._tokens_U)))
+        # The most recent `sample_size` sessions with each item, most recent last.
+        self._sessions_of = {
+            token: sessions[-settings.sample_size :]
+            for token, sessions in zip(self._tokens_U.tolist(), np.split(sessions_N, ends_U[:-1]), strict=False)
+        }
         # Scratch, all 0 between two calls.
         self._likeness_S = np.zeros(len(lengths_S))
         self._steps_back_S = np.zeros(len(lengths_S), np.int64)
@@ -82,24 +84,20 @@ class VectorSessionKnn:
         self._score_U[items_C] = 0
         return self._tokens_U[items_C], scores_C
 
-    def _sessions_with(self, token: int) -> Ints:
-        """The most recent `sample_size` sessions with this item, most recent last."""
-        item = int(np.searchsorted(self._tokens_U, token))
-        if item == len(self._tokens_U) or self._tokens_U[item] != token:
-            return self._sessions_N[:0]
-        begin, end = self._item_offsets_U[item], self._item_offsets_U[item + 1]
-        return self._sessions_N[max(begin, end - self._settings.sample_size) : end]
-
     def _neighbours(self, query: Ints) -> tuple[Ints, Doubles]:
         """The neighbours of a session's events, and what each gives to its items."""
-        tokens_Q, steps_Q = np.unique(query[::-1], return_index=True)
         sharing = [np.zeros(0, np.int64)]
-        for place in np.argsort(steps_Q):
-            sessions = self._sessions_with(tokens_Q[place])
-            nearness = (len(query) - steps_Q[place]) / len(query)
-            self._likeness_S[sessions] += np.rint(nearness**self._settings.decay_power * _GRAIN)
+        steps_back_of: dict[int, int] = {}
+        for steps_back, token in enumerate(query[::-1].tolist(), 1):
+            steps_back_of.setdefault(token, steps_back)
+        for token, steps_back in steps_back_of.items():
+            sessions = self._sessions_of.get(token)
+            if sessions is None:
+                continue
+            nearness = (len(query) - steps_back + 1) / len(query)
+            self._likeness_S[sessions] += round(nearness**self._settings.decay_power * _GRAIN)
             new = sessions[self._steps_back_S[sessions] == 0]
-            self._steps_back_S[new] = steps_Q[place] + 1
+            self._steps_back_S[new] = steps_back
             sharing.append(new)
         found = np.concatenate(sharing)
         sample_M = _largest(found, found, self._settings.sample_size)
