@@ -20,7 +20,7 @@ from llm_spark.schemas import DATA_QUALITY, EVENTS, PREDICTIONS, SESSIONS, VOCAB
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.transforms import drift as counting
 from llm_spark.transforms.drift_counts import EVENTS as NUM_EVENTS
-from llm_spark.transforms.drift_counts import TOTALS, Count, Counts
+from llm_spark.transforms.drift_counts import MISSING, TOTALS, Count, Counts
 from llm_spark.transforms.drift_findings import findings
 from llm_spark.transforms.drift_kernel import Calendar
 from llm_spark.transforms.drift_rules import ACTIONS, NONE, Advice, retraining_advice
@@ -170,10 +170,9 @@ def _counts(
     events = tables[EVENTS.name]
     items = counting.item_windows(events, tables.get(VOCABULARY.name), calendar, settings.new_item_days)
     frames = [
-        counting.event_totals(events, calendar, attributes),
-        counting.event_mixes(events, calendar),
-        counting.item_mix(items),
-        counting.item_totals(items),
+        counting.event_counts(events, calendar, attributes),
+        counting.user_counts(events, calendar),
+        counting.item_counts(items),
     ]
     if SESSIONS.name in tables:
         frames.append(counting.session_lengths(tables[SESSIONS.name], calendar))
@@ -181,8 +180,11 @@ def _counts(
         predictions = tables[PREDICTIONS.name]
         frames.append(counting.score_distribution(predictions, calendar))
         frames.append(counting.hits(predictions, events, calendar, settings.hit_k, settings.hit_days))
-    rows: list[Any] = counting.counted(frames, settings).collect()
-    return Counts.of((Count(*row) for row in rows), settings.num_references + 1)
+    counts = counting.all_counts(frames).localCheckpoint()
+    rows: list[Any] = counting.grouped(counts, settings).collect()
+    # An attribute that no event lacks has a share too.
+    none_missing = [Count(TOTALS, 0, f"{MISSING}{name}", None, 0) for name in attributes]
+    return Counts.of([*(Count(*row) for row in rows), *none_missing], settings.num_references + 1)
 
 
 def _check(finding: Finding) -> Check:

@@ -1,6 +1,6 @@
 """What drift is judged by, counted: few numbers a window, whatever the size of the tables.
 
-Frames of counts have the columns measure, window, category and num; `counted` joins them into one. A window is numbered backwards from the
+Frames of counts have the columns measure, window, category and num; `all_counts` joins them. A window is numbered backwards from the
 judged one, 0. Items, sources and other categories beyond the most frequent are counted in groups by a hash, so that what leaves Spark is bounded.
 """
 
@@ -31,12 +31,16 @@ from llm_spark.transforms.drift_kernel import Calendar
 _LEAST_CHANCE_LOG2 = 40
 
 
-def counted(frames: Sequence[DataFrame], settings: DriftConfig) -> DataFrame:
-    """All counts in one frame, its rare categories in groups: `category` is null for these and `tail_group` for the others.
+def all_counts(frames: Sequence[DataFrame]) -> DataFrame:
+    """All counts in one frame; `grouped` reads it twice, so that it is worth keeping."""
+    return functools.reduce(DataFrame.unionByName, frames)
+
+
+def grouped(counts: DataFrame, settings: DriftConfig) -> DataFrame:
+    """The counts with rare categories in groups: `category` is null for these and `tail_group` for the others.
 
     The most frequent are those of the earlier windows, so that what newly floods the judged one stands out.
     """
-    counts = functools.reduce(DataFrame.unionByName, frames)
     num_before = F.sum(F.when(F.col("window") > 0, F.col("num")).otherwise(0))
     categories = counts.groupBy("measure", "category").agg(
         num_before.alias("num_before"), F.sum("num").alias("num_in_all")
@@ -51,33 +55,42 @@ def counted(frames: Sequence[DataFrame], settings: DriftConfig) -> DataFrame:
     marked = counts.join(F.broadcast(frequent), ["measure", "category"], "left")
     is_named = F.coalesce("is_named", is_no_mix)
     group = F.pmod(F.xxhash64("category"), F.lit(settings.num_tail_groups)).cast("int")
-    grouped = marked.select(
+    labelled = marked.select(
         "measure",
         "window",
         F.when(is_named, F.col("category")).alias("category"),
         F.when(~is_named, group).alias("tail_group"),
         "num",
     )
-    return grouped.groupBy("measure", "window", "category", "tail_group").agg(F.sum("num").alias("num"))
+    return labelled.groupBy("measure", "window", "category", "tail_group").agg(F.sum("num").alias("num"))
 
 
-def event_mixes(events: DataFrame, calendar: Calendar) -> DataFrame:
-    """Counts of events by type, hour, raw file and form of ids, and of those without a value by type."""
+def event_counts(events: DataFrame, calendar: Calendar, attributes: Sequence[str]) -> DataFrame:
+    """Counts of events in all, by type, hour, raw file and form of ids, of those without a value by type, and of those that lack each
+    attribute."""
     in_windows = _in_windows(events, calendar, F.col("event_date"))
-    categories = {
-        "event_types": F.col("event_type"),
-        "hours": F.hour("event_time").cast("string"),
-        "sources": source_form(F.col("source_file")),
-        "item_ids": id_form(F.col("item_id")),
-        "user_ids": id_form(F.col("user_id")),
-        VALUELESS: F.when(F.col("value").isNull(), F.col("event_type")),
-    }
-    counts = [
-        F.struct(F.lit(measure).alias("measure"), which.alias("category")) for measure, which in categories.items()
+    categories = [
+        (TOTALS, F.lit(EVENTS)),
+        ("event_types", F.col("event_type")),
+        (VALUELESS, F.when(F.col("value").isNull(), F.col("event_type"))),
+        ("hours", F.hour("event_time").cast("string")),
+        ("sources", source_form(F.col("source_file"))),
+        ("item_ids", id_form(F.col("item_id"))),
+        ("user_ids", id_form(F.col("user_id"))),
     ]
-    counts_of_events = in_windows.select("window", F.explode(F.array(*counts)).alias("count"))
-    known = counts_of_events.select("count.measure", "window", "count.category").where(F.col("category").isNotNull())
+    for name in attributes:
+        is_missing = F.try_element_at("attributes", F.lit(name)).isNull()
+        categories.append((TOTALS, F.when(is_missing, F.lit(f"{MISSING}{name}"))))
+    counted = [F.struct(F.lit(measure).alias("measure"), which.alias("category")) for measure, which in categories]
+    each = in_windows.select("window", F.explode(F.array(*counted)).alias("of"))
+    known = each.select("of.measure", "window", "of.category").where(F.col("category").isNotNull())
     return _numbered(known.groupBy("measure", "window", "category").agg(F.count("*").alias("num")))
+
+
+def user_counts(events: DataFrame, calendar: Calendar) -> DataFrame:
+    """Users with an event in a window."""
+    in_windows = _in_windows(events, calendar, F.col("event_date"))
+    return _long(in_windows.groupBy("window").agg(F.count_distinct("user_id").alias(USERS)), TOTALS, [USERS])
 
 
 def source_form(source_file: Column) -> Column:
@@ -90,16 +103,6 @@ def id_form(identifier: Column) -> Column:
     letters = F.regexp_replace(F.regexp_replace(identifier, r"\d+", "9"), r"\p{L}+", "a")
     form = F.regexp_replace(letters, r"[a9]{3,}", "h")
     return F.concat(form, F.lit(" of "), F.length(identifier).cast("string"))
-
-
-def event_totals(events: DataFrame, calendar: Calendar, attributes: Sequence[str]) -> DataFrame:
-    """Counts of events, of users, and of events that lack each attribute."""
-    in_windows = _in_windows(events, calendar, F.col("event_date"))
-    lacks = {name: F.try_element_at("attributes", F.lit(name)).isNull() for name in attributes}
-    totals = {EVENTS: F.count("*"), USERS: F.count_distinct("user_id")}
-    totals |= {f"{MISSING}{name}": F.count_if(is_missing) for name, is_missing in lacks.items()}
-    numbers = in_windows.groupBy("window").agg(*(total.alias(name) for name, total in totals.items()))
-    return _long(numbers, TOTALS, list(totals))
 
 
 def item_windows(events: DataFrame, vocabulary: DataFrame | None, calendar: Calendar, new_item_days: int) -> DataFrame:
@@ -128,25 +131,23 @@ def item_windows(events: DataFrame, vocabulary: DataFrame | None, calendar: Cale
     return with_known.withColumn("is_unknown", F.coalesce("is_unknown", F.lit(True)))
 
 
-def item_mix(item_windows: DataFrame) -> DataFrame:
-    """Counts of events by item."""
-    of_items = item_windows.select("window", F.col("item_id").alias("category"), F.col("num_events").alias("num"))
-    return _numbered(of_items.withColumn("measure", F.lit("item_mix")))
-
-
-def item_totals(item_windows: DataFrame) -> DataFrame:
-    """Counts of events of new items, and of items that the vocabulary lacks; and the squares that tell how few items most events are of."""
-
-    def num_where(condition: Column) -> Column:
-        return F.sum(F.when(condition, F.col("num_events")).otherwise(0))
-
-    totals = {
-        NEW_ITEMS: num_where(F.col("is_new")),
-        UNKNOWN_ITEMS: num_where(F.col("is_unknown")),
-        ITEM_SQUARES: F.sum(F.col("num_events") * F.col("num_events")),
-    }
-    numbers = item_windows.groupBy("window").agg(*(total.alias(name) for name, total in totals.items()))
-    return _long(numbers, TOTALS, list(totals))
+def item_counts(item_windows: DataFrame) -> DataFrame:
+    """Counts of events by item, of new items, and of items that the vocabulary lacks; and the squares that tell how few items most events
+    are of."""
+    num = F.col("num_events")
+    counted = [
+        ("item_mix", F.col("item_id"), num),
+        (TOTALS, F.when(F.col("is_new"), F.lit(NEW_ITEMS)), num),
+        (TOTALS, F.when(F.col("is_unknown"), F.lit(UNKNOWN_ITEMS)), num),
+        (TOTALS, F.lit(ITEM_SQUARES), num * num),
+    ]
+    of_item = [
+        F.struct(F.lit(measure).alias("measure"), which.alias("category"), number.alias("num"))
+        for measure, which, number in counted
+    ]
+    each = item_windows.select("window", F.explode(F.array(*of_item)).alias("of"))
+    known = each.select("of.measure", "window", "of.category", "of.num").where(F.col("category").isNotNull())
+    return _numbered(known.groupBy("measure", "window", "category").agg(F.sum("num").alias("num")))
 
 
 def session_lengths(sessions: DataFrame, calendar: Calendar) -> DataFrame:

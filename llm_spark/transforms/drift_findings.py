@@ -119,11 +119,13 @@ class _Mix(_Subject):
         return self.verdict(found, found.highs[0], said, self._largest_part(counts_WC, found.depth))
 
     def _largest_part(self, counts_WC: NDArray[np.float64], depth: int) -> str:
-        """The category that changed most, in words."""
+        """The category that changed most, in words. One with so few events that they may be a single user's is not named."""
         before_C, now_C = counts_WC[1 : 1 + depth].sum(axis=0), counts_WC[0]
         most = int(np.argmax(psi_parts(before_C, now_C)))
         before, now = (f"{100 * counts[most] / counts.sum():.1f} %" for counts in (before_C, now_C))
-        return f"; most of it: {self._named(self.scene.counts.categories(self.measure)[most])} from {before} to {now}"
+        is_rare = max(before_C[most], now_C[most]) < self.scene.settings.min_users
+        category = self.scene.counts.categories(self.measure)[most]
+        return f"; most of it: {'a rare one' if is_rare else self._named(category)} from {before} to {now}"
 
     def _named(self, category: str | int) -> str:
         if isinstance(category, int):

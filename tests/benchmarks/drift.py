@@ -8,7 +8,7 @@ same earlier windows, pooled, for mixes of items, types, hours, session lengths 
 to no bar; their false alarms are.
 
 Windows are counted in numpy and judged as `llm-spark drift` judges them; tests/integration/test_drift.py holds Spark's counts against these.
-The JSON line has rates where other benchmarks have ratios; bars are least rates, and for false alarms the most.
+In the JSON line the ratios are shares of windows, of which those of false alarms should be at most their bars.
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ def main() -> None:
     for name, rate in summary.items():
         bar = f"{BARS[name]:.1%}" if name in BARS else ""
         print(f"{name:<24}{rate:>8.1%}{bar:>8}")
-    rounded = {name: round(rate, 4) for name, rate in (summary | rates).items()}
-    print(json.dumps({"benchmark": "drift", "rates": rounded, "bars": BARS}))
+    ratios, rates = ({name: round(rate, 4) for name, rate in numbers.items()} for numbers in (summary, rates))
+    print(json.dumps({"benchmark": "drift", "ratios": ratios, "bars": BARS, "rates": rates}))
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ def found(counts: DataFrame) -> dict[tuple, int]:
 
 
 def test_events_are_counted_by_window_and_category(spark: SparkSession) -> None:
-    counts = drift.event_mixes(events(spark), SUNDAYS).unionByName(
-        drift.event_totals(events(spark), SUNDAYS, ["agent"])
+    counts = drift.event_counts(events(spark), SUNDAYS, ["agent"]).unionByName(
+        drift.user_counts(events(spark), SUNDAYS)
     )
     assert found(counts) == {
         ("event_types", 0, "view"): 1,
@@ -114,8 +114,7 @@ def test_an_item_is_new_without_an_event_in_so_many_days_before_its_window(spark
         ("stays", 1): (1, True, False),
         ("first", 0): (2, True, True),
     }
-    totals = drift.item_totals(items).unionByName(drift.item_mix(items))
-    assert found(totals) == {
+    assert found(drift.item_counts(items)) == {
         ("totals", 0, "new items"): 4,
         ("totals", 1, "new items"): 1,
         ("totals", 0, "unknown items"): 4,
@@ -220,7 +219,7 @@ def test_all_but_the_most_frequent_categories_of_the_earlier_windows_are_counted
     schema = "measure string, window int, category string, num bigint"
     halves = [spark.createDataFrame(half, schema) for half in (rows[::2], rows[1::2])]
     settings = DriftConfig(num_top_items=2, num_tail_groups=1)
-    counts = [tuple(row) for row in drift.counted(halves, settings).collect()]
+    counts = [tuple(row) for row in drift.grouped(drift.all_counts(halves), settings).collect()]
     assert sorted(count for count in counts if count[0] == "item_mix" and count[3] is None) == [
         ("item_mix", 0, "b", None, 1),
         ("item_mix", 1, "a", None, 9),

@@ -123,6 +123,17 @@ def test_a_mix_that_changed_names_the_category_that_did_most_of_it() -> None:
     assert f"PSI {found.value:.3f}, limit {found.limit:.3f}, error above 0.100" in found.text
 
 
+def test_a_category_of_so_few_events_that_they_may_be_one_users_is_not_named() -> None:
+    rare = scene(settings=DriftConfig(min_users=300))
+    # 250 of the newest 749 events are of one file, and fewer than 300 users are no population.
+    sources = {f"file {number}": np.full(13, 1.0) for number in range(500)}
+    sources["file 7"] = np.array([250.0] + [1.0] * 12)
+    rare.counts.by_measure["sources"] = sources  # type: ignore[index]
+    found = by_name(findings(rare))["sources"]
+    assert found.severity == "error"
+    assert "most of it: a rare one from 0.2 % to 33.4 %" in found.text
+
+
 def test_a_change_beyond_chance_that_does_not_matter_is_not_told() -> None:
     # A million events: 6.0 to 6.3 % purchases is far beyond chance, and a PSI of .0002.
     rows = []
