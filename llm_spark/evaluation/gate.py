@@ -87,9 +87,9 @@ def _findings(evidence: Evidence, rules: GateConfig) -> Iterator[_Finding]:
 def _ranks(evidence: Evidence) -> _Finding:
     missing = sorted(set(range(evidence.num_ranks)) - set(evidence.finished_ranks))
     if not missing:
-        return _Finding(True, f"all {evidence.num_ranks} ranks finished its training")
-    of = f"of {evidence.num_ranks} ranks that trained it"
-    return _Finding(False, f"the completion record of rank {', '.join(map(str, missing))} {of} is missing")
+        return _Finding(True, f"every rank finished its training ({evidence.num_ranks})")
+    which = ", ".join(map(str, missing))
+    return _Finding(False, f"the completion record of rank {which} is missing ({evidence.num_ranks} trained it)")
 
 
 def _no_worse(evidence: Evidence, max_loss: float) -> _Finding:

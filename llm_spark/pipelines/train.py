@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +23,7 @@ from llm_spark.pipelines.aliases import (
     GATE,
     TRAIN,
     Model,
+    Models,
     as_challenger,
     as_champion,
     change,
@@ -84,7 +85,7 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
         account.nothing_to_do = f"model {model_id}, trained on this data with these settings, {judgement}"
         return
     if earlier is not None and is_whole(warehouse, earlier):
-        alias = _register(warehouse, config, earlier)
+        alias = _register(warehouse, config, model_id)
         account.remarks.append(f"model {model_id}, trained earlier on this data with these settings, is {alias} again")
         account.wrote(warehouse, MODELS)
         return
@@ -145,9 +146,8 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
         alias="",
         reason="",
         code_version=code_version(),
-        moves=earlier.moves if earlier is not None else (),
     )
-    alias = _register(warehouse, config, trained)
+    alias = _register(warehouse, config, model_id, trained)
     folder.remove()
     folder.remove_outdated(data_versions)
     account.rows_in = {"training_files": len(training.files)}
@@ -238,14 +238,19 @@ def _write_metrics(warehouse: Warehouse, model_id: str, result: TrainingResult) 
     )
 
 
-def _register(warehouse: Warehouse, config: Config, model: Model) -> str:
-    """Give the model its alias, and say which."""
-    now = datetime.now(UTC).replace(tzinfo=None)
-    if config.gate.enabled:
-        change(warehouse, lambda models: as_challenger(models, model, now, "trained, and not yet before the gate"))
-        return CHALLENGER
-    change(warehouse, lambda models: as_champion(models, model, now, TRAIN, "newest trained model"))
-    return CHAMPION
+def _register(warehouse: Warehouse, config: Config, model_id: str, trained: Model | None = None) -> str:
+    """Give a model that was `trained` now, or one that the registry knows, its alias, and say which."""
+    at = datetime.now(UTC).replace(tzinfo=None)
+
+    def moved(models: Models) -> Models:
+        known = models.get(model_id)
+        model = replace(trained, moves=known.moves if known else ()) if trained else models.find(model_id)
+        if config.gate.enabled:
+            return as_challenger(models, model, at, "trained, and not yet before the gate")
+        return as_champion(models, model, at, TRAIN, "newest trained model")
+
+    change(warehouse, moved)
+    return CHALLENGER if config.gate.enabled else CHAMPION
 
 
 def _metrics(result: TrainingResult) -> str:

@@ -66,8 +66,8 @@ def test_a_model_is_promoted(why: str, evidence: dict[str, Any], rules: dict[str
     ("evidence", "rules", "sentence"),
     [
         ({"certificate_objection": "sequences v3 have no certificate"}, {}, "sequences v3 have no certificate"),
-        ({"finished_ranks": (0,)}, {}, "record of rank 1 of 2 ranks that trained it is missing"),
-        ({"finished_ranks": ()}, {}, "record of rank 0, 1 of 2 ranks"),
+        ({"finished_ranks": (0,)}, {}, "record of rank 1 is missing (2 trained it)"),
+        ({"finished_ranks": ()}, {}, "record of rank 0, 1 is missing (2 trained it)"),
         ({"over_champion": WORSE}, {}, "less that of champion m1 is -0.0500 [-0.0700, -0.0300] on 1,234 positions"),
         # Its upper end and its value lie well above: the lower end alone rules a loss out.
         ({"over_champion": lead(0.02, -0.011, 0.05)}, {}, "a loss of more than 0.01 is not ruled out"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
@@ -106,8 +107,14 @@ def test_a_challenger_that_loses_no_more_than_the_margin_is_promoted_and_scores(
 
     challenge()
     write_leads(copied, refused, (-0.004, -0.02, 0.01))
+    # As if one of its ranks had left no record.
+    manifest = Path(copied.model_path(refused), "manifest.json")
+    written = manifest.read_text()
+    manifest.write_text(json.dumps(json.loads(written) | {"ranks": []}))
     account = Account("evaluate")
     decide_promotion(copied, gated(chain), account)
+    manifest.write_text(written)
+    assert "the completion record of rank 0 is missing" in account.refusal
     assert "a loss of more than 0.01 is not ruled out" in account.refusal
     assert champion(copied).model_id == former
     challenge()

@@ -24,7 +24,7 @@ from pyspark.sql import SparkSession
 
 from llm_spark.config import TrainConfig
 from llm_spark.errors import UserError
-from llm_spark.model.artifact import load_artifact
+from llm_spark.model.artifact import load_artifact, read_manifest
 from llm_spark.training import launch
 from llm_spark.training.distributed import Ranks
 from llm_spark.training.job import Progress, TrainingJob
@@ -92,6 +92,9 @@ def test_ranks_train_a_model_that_knows_the_next_item(spark: SparkSession, tmp_p
     assert {m.name for m in result.metrics} >= {"train_loss", "validation_loss", "validation_recall_at_20"}
     assert [path.name for path in Path(job.work_dir).iterdir()] == ["checkpoints"]
     assert result.resumed_at_step is None
+    # What the gate asks for later.
+    of_ranks = read_manifest(result.artifact_path)[0]["ranks"]
+    assert of_ranks == [{"rank": rank, "status": "finished", "num_steps": 90} for rank in range(num_ranks)]
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
