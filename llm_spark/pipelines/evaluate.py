@@ -48,6 +48,8 @@ def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
         with progress(f"evaluate: {name}"):
             measured[name] = window.measured_model(model)
     measured |= measured_baselines(window, account)
+    # What failed is tried again by the next run.
+    origin["baselines"] = [name for name in BASELINES if name in measured]
     found = figures(measured)
     rows = [
         (model_id, recommender, against, *_columns(estimate), window.version)
