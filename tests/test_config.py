@@ -92,6 +92,8 @@ def test_settings_that_a_stage_does_not_need_may_be_missing() -> None:
         "evaluate.baselines=[markov,markov]",
         "score.reasons=-1",
         "score.reasons=21",
+        "evaluate.num_replicates=39",
+        "evaluate.ks=[]",
         "train.num_epochs=0",
         "train.seed=abc",
         "sequences.burn_in_tokens=0",

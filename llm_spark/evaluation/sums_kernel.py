@@ -129,7 +129,7 @@ class ListedItems:
     def empty(cls, rules: MetricRules) -> ListedItems:
         return cls(np.full((rules.items.num_tokens, NUM_GROUPS), _NEVER, np.uint8))
 
-    def list(self, rules: MetricRules, tokens_PK: Ints, group_P: Ints) -> None:
+    def note(self, rules: MetricRules, tokens_PK: Ints, group_P: Ints) -> None:
         for number, (begin, end) in enumerate(zip((0, *rules.ks[:-1]), rules.ks, strict=True)):
             listed_N = tokens_PK[:, begin:end].ravel()
             group_N = np.repeat(group_P, tokens_PK[:, begin:end].shape[1])
@@ -262,7 +262,7 @@ def _add_positions(batch: pa.RecordBatch, rules: MetricRules, sums: dict[int, Sl
     target_P = _ints(batch, "token", 0)
     target_P = np.where(target_P < rules.items.num_tokens, target_P, 0)
     tokens_PK = _lists(batch, rules)
-    listed.list(rules, tokens_PK, user_groups(user_hash_P))
+    listed.note(rules, tokens_PK, user_groups(user_hash_P))
     gains_PC = _gains(batch, rules, target_P, tokens_PK)
     slices_PD = slices_of(
         {name: _ints(batch, name, -1) for name in ("session_position", "sessions_before", "gap_seconds")}

@@ -98,7 +98,7 @@ def test_the_jackknife_holds_the_coverage_of_other_users_at_least_at_the_nominal
     held = 0
     for trial in range(200):
         listed = ListedItems.empty(rules)
-        listed.list(rules, lists(), user_groups(hashes(num_users, trial)))
+        listed.note(rules, lists(), user_groups(hashes(num_users, trial)))
         covered = listed.num_covered(1)[0] / num_items
         low, high = jackknife_interval(covered[0], covered[1:])
         assert low < covered[0] < high

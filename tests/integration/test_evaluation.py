@@ -10,7 +10,6 @@ from pyspark.sql import Column, SparkSession
 from pyspark.sql import functions as F
 
 from llm_spark.errors import DataError, UsageError
-from llm_spark.pipelines.evaluate import evaluation_lines, figures
 from llm_spark.pipelines.evaluation_window import EvaluationWindow, open_window, require_testable
 from llm_spark.pipelines.registry import champion
 from llm_spark.schemas import EVALUATION, SEQUENCES, VOCABULARY
@@ -75,19 +74,6 @@ def test_the_slices_of_a_dimension_part_the_positions(chain: Chain) -> None:
     assert sum(n for name, n in sizes.items() if name.startswith("session_position_")) == sizes["within_session"]
 
 
-def test_a_single_user_has_figures_without_intervals_and_one_line_says_why(chain: Chain, copied: Warehouse) -> None:
-    (user,) = copied.read(SEQUENCES).where("split = 'test'").select("user_id").orderBy("user_id").limit(1).collect()
-    keep_of_test(copied, F.col("user_id") == user["user_id"])
-    window = opened(copied, chain, "evaluate.num_replicates=40")
-    found = figures({"model": window.measured_model(champion(copied))})
-    assert {(each.ci_low, each.ci_high) for each in found["model", None]} == {(None, None)}
-    lines = evaluation_lines(window, found)
-    assert lines[-1] == (
-        "all positions are of one user: no interval can be given, for users are what an interval is about"
-    )
-    assert "[" not in "".join(lines)
-
-
 def test_an_empty_test_window_is_one_line(chain: Chain, copied: Warehouse) -> None:
     keep_of_test(copied, F.lit(False))
     with pytest.raises(DataError, match="the test split has no position to predict"):
@@ -108,16 +94,13 @@ def test_a_model_of_another_vocabulary_is_refused_naming_both(
         require_testable(Warehouse(spark, str(copy)), champion(chain.warehouse))
 
 
-def test_diversity_is_measured_by_the_attribute_that_the_setting_names(chain: Chain) -> None:
-    window = opened(chain.warehouse, chain, "evaluate.diversity_attribute=agent", "evaluate.num_replicates=40")
-    found = window.measured_model(champion(chain.warehouse)).estimates()
-    assert all(0 <= each.value <= 1 for each in found if each.name.startswith("diversity@"))
-    assert [each.name for each in found if each.name.startswith("diversity@")] == [
-        "diversity@5",
-        "diversity@10",
-        "diversity@20",
-    ]
+def test_categories_are_those_of_the_attribute_that_the_setting_names(chain: Chain) -> None:
+    assert opened(chain.warehouse, chain).rules.items.category_V is None
+    categories = opened(chain.warehouse, chain, "evaluate.diversity_attribute=agent").rules.items.category_V
+    assert categories is not None
+    assert categories[2:].max() > 0
     with pytest.raises(
-        UsageError, match=r"evaluate.diversity_attribute is 'colour', which is none of ingest.columns.attributes"
+        UsageError,
+        match=r"evaluate.diversity_attribute is 'colour', which is none of ingest.columns.attributes \(agent\)",
     ):
         opened(chain.warehouse, chain, "evaluate.diversity_attribute=colour")
