@@ -35,7 +35,7 @@ ingest:
   filters: ["NOT coalesce(agent, '') LIKE '%bot%'"]
 sequences: {{max_tokens: 500, min_item_count: 1}}
 train: {{num_epochs: 6, batch_rows: 128, learning_rate: 0.02}}
-evaluate: {{ks: [{k}]}}
+evaluate: {{ks: [{k}], baselines: [popularity, recency, markov]}}  # the other three take longer
 score: {{k: {k}}}
 """
 

@@ -97,6 +97,8 @@ def measured_outcomes(
     warehouse: Warehouse, window: EvaluationWindow, model: Champion, batch_rows: int, account: Account
 ) -> Figures:
     """How well the model foretells its outcomes; nothing, and a remark, where the sequences hold the labels of others."""
+    if not model.config.outcomes:
+        return {}
     try:
         require_labels((warehouse.origin(SEQUENCES) or {})["made_from"], model.config)
     except DataError as error:

@@ -56,6 +56,12 @@ def decide_promotion(warehouse: Warehouse, config: Config, account: Account) -> 
         by_hand = f"`llm-spark models promote {challenger.model_id}`"
         account.remarks.append(f"challenger {challenger.model_id} stays one, for gate.enabled is false: {by_hand}")
         return
+    if not challenger.json("config").get("model", {}).get("next_item_weight", 1.0):
+        by_hand = f"`llm-spark models promote {challenger.model_id}`"
+        account.remarks.append(
+            f"challenger {challenger.model_id} stays one, for it foretells outcomes alone and the gate judges next items: {by_hand}"
+        )
+        return
     evidence = _evidence(warehouse, config, models, challenger)
     decision = decide(evidence, config.gate)
     judged = replace(challenger, metrics=json.dumps(challenger.json("metrics") | {"gate": _kept(evidence)}))

@@ -21,12 +21,8 @@ Figures = dict[tuple[str, str | None], list[Estimate]]
 def outcome_figures(
     model: Champion, training: DataFrame, test: DataFrame, batch_rows: int, account: Account
 ) -> Figures:
-    """(recommender, against) -> figures of every outcome of this model, from all moments of the test rows whose outcome is known by now; empty
-    for a model that foretells none.
-    """
+    """(recommender, against) -> figures of every outcome of this model, from all moments of the test rows whose outcome is known by now."""
     outcomes = model.config.outcomes
-    if not outcomes:
-        return {}
     asked = _moments(test, model, batch_rows, foretold=True).persist(StorageLevel.MEMORY_AND_DISK)
     taught = _moments(training, model, batch_rows, foretold=False).persist(StorageLevel.MEMORY_AND_DISK)
     told = [asked.withColumn("recommender", F.lit(MODEL))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,9 +13,12 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import types as t
 
+from llm_spark.config import load
 from llm_spark.errors import DataError, UserError
 from llm_spark.pipelines import models as commands
+from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.aliases import as_challenger, as_refused, change, read_models
+from llm_spark.pipelines.gate import decide_promotion
 from llm_spark.pipelines.models import run_action
 from llm_spark.pipelines.registry import champion, evaluated_models
 from llm_spark.schemas import MODELS
@@ -158,3 +162,14 @@ def test_without_a_champion_the_line_says_what_to_do(spark: SparkSession, tmp_pa
         champion(warehouse)
     with pytest.raises(UserError, match="the table models is damaged: model m has two rows"):
         change(warehouse, lambda models: models)
+
+
+def test_a_challenger_that_foretells_outcomes_alone_is_left_to_a_person(three: Warehouse) -> None:
+    alone = replace(model("outcomes", 9), config=json.dumps({"model": {"next_item_weight": 0.0}}))
+    change(three, lambda models: as_challenger(models, alone, START, "trained"))
+    account = Account("evaluate")
+    decide_promotion(three, load(None, [f"warehouse={three.root}"]), account)
+    change(three, lambda models: as_refused(models, models.find("outcomes"), START, "refused: the test is over"))
+    (remark,) = account.remarks
+    assert "it foretells outcomes alone and the gate judges next items: `llm-spark models promote outcomes`" in remark
+    assert account.refusal == ""
