@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from pyspark.sql import SparkSession
 
+from llm_spark.errors import DataError
 from llm_spark.evaluation.baselines import BASELINES
 from llm_spark.evaluation.items import Items
 from llm_spark.evaluation.sums_kernel import MetricRules
-from llm_spark.pipelines.evaluate import MODEL, evaluation_lines, figures
+from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.evaluate import MODEL, evaluation_lines, figures, testable_models
 from llm_spark.pipelines.evaluation_window import EvaluationWindow
 
 SEQUENCES_DDL = "sequence_id string, user_id string, tokens array<int>, session_starts array<int>, event_times array<bigint>, first_target int"
@@ -60,3 +62,20 @@ def test_of_a_single_user_there_are_figures_without_intervals_and_one_line_says_
         "all positions are of one user: no interval can be given, for users are what an interval is about"
     )
     assert "[" not in "".join(lines)
+
+
+def test_a_champion_that_cannot_be_tested_here_is_not_compared_with_and_the_evaluated_model_must_be_testable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def objects_to_the_old_one(_: object, model: str) -> None:
+        if model == "old":
+            raise DataError("the test sequences begin before what model old has seen")
+
+    monkeypatch.setattr("llm_spark.pipelines.evaluate.require_testable", objects_to_the_old_one)
+    account = Account("evaluate")
+    assert testable_models(None, {MODEL: "new", "champion": "old"}, account) == {MODEL: "new"}
+    assert account.remarks == [
+        "the champion cannot be compared with: the test sequences begin before what model old has seen"
+    ]
+    with pytest.raises(DataError, match="model old has seen"):
+        testable_models(None, {MODEL: "old", "champion": "new"}, account)
