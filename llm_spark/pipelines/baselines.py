@@ -13,6 +13,7 @@ from llm_spark.logs import log
 from llm_spark.pipelines.account import Account, Check
 
 CHECK = "baseline_failed"
+_COLUMNS = ("sequence_id", "user_id", "tokens", "session_starts", "event_times", "first_target")
 _RAISED = re.compile(r"(?!org\.|java\.|py4j\.)[\w.]*(Error|Exception): ")
 
 
@@ -33,11 +34,15 @@ def baseline_ranks(
         why_not = "the train split has no row to learn from: bring earlier events or move sequences.train_until"
         _leave_out(account, names, why_not)
         return {}
+    # Each baseline reads them several times.
+    test_rows, training_rows = (
+        rows.select(*_COLUMNS).persist(StorageLevel.MEMORY_AND_DISK) for rows in (test_sequences, training_sequences)
+    )
     computed = {}
     for name in names:
         ranks = None
         try:
-            ranks = BASELINES[name](test_sequences, training_sequences, vocabulary, list_length)
+            ranks = BASELINES[name](test_rows, training_rows, vocabulary, list_length)
             ranks = ranks.persist(StorageLevel.MEMORY_AND_DISK)
             num_ranked = ranks.count()
             if num_ranked != num_targets:
@@ -50,6 +55,8 @@ def baseline_ranks(
             _leave_out(account, [name], _cause(error))
         else:
             computed[name] = ranks
+    test_rows.unpersist()
+    training_rows.unpersist()
     return computed
 
 
