@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from pyspark import StorageLevel
+
 from llm_spark.evaluation.baselines import BASELINES
 from llm_spark.evaluation.estimates import Measured
 from llm_spark.logs import log, progress
@@ -12,6 +14,7 @@ from llm_spark.pipelines.account import Account, Check
 from llm_spark.pipelines.evaluation_window import EvaluationWindow
 
 CHECK = "baseline_failed"
+_COLUMNS = ("sequence_id", "user_id", "tokens", "session_starts", "event_times", "first_target")
 _RAISED = re.compile(r"(?!org\.|java\.|py4j\.)[\w.]*(Error|Exception): ")
 
 
@@ -24,16 +27,22 @@ def measured_baselines(window: EvaluationWindow, names: Sequence[str], account: 
         why_not = "the train split has no row to learn from: bring earlier events or move sequences.train_until"
         _leave_out(account, names, why_not)
         return {}
+    # Each baseline reads them several times.
+    test_rows, training_rows = (
+        rows.select(*_COLUMNS).persist(StorageLevel.MEMORY_AND_DISK) for rows in (window.test, window.training)
+    )
     measured = {}
     for name in names:
         try:
             with progress(f"evaluate: {name}"):
-                ranks = BASELINES[name](window.test, window.training, window.vocabulary, window.rules.list_length)
+                ranks = BASELINES[name](test_rows, training_rows, window.vocabulary, window.rules.list_length)
                 measured[name] = window.measured(ranks)
         # Whatever it is: a model must not wait for what it is only compared with.
         except Exception as error:
             log.debug("baseline %s", name, exc_info=True)
             _leave_out(account, [name], _cause(error))
+    test_rows.unpersist()
+    training_rows.unpersist()
     return measured
 
 

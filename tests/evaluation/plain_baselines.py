@@ -97,20 +97,19 @@ def markov(training: Sequence[Row]) -> Scorer:
 
 
 def item_knn(training: Sequence[Row]) -> Scorer:
-    sets = [set(session.items) for session in past_sessions(training)]
+    counts = [Counter(session.items) for session in past_sessions(training)]
 
     def num(*items: int) -> int:
-        return sum(all(item in each for item in items) for each in sets)
+        """Sessions that hold these items, as often as they stand here."""
+        return sum(all(each[item] >= items.count(item) for item in items) for each in counts)
 
     def score(row: Row, position: int) -> Scores:
         query = _query(row, position)
         if not query:
             return {}
-        latest, others = query[-1], set().union(*sets) - {query[-1]}
+        latest, known = query[-1], sorted(set().union(*counts))
         # Squared, so that equal cosines are equal.
-        cosines = {
-            item: Fraction(num(item, latest) ** 2, (num(item) + 20) * (num(latest) + 20)) for item in sorted(others)
-        }
+        cosines = {item: Fraction(num(item, latest) ** 2, (num(item) + 20) * (num(latest) + 20)) for item in known}
         return {item: cosine for item, cosine in cosines.items() if cosine}
 
     return score

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,6 @@ from tests.evaluation.session_sequences import rsc15
 from tests.rsc15_lists import NAME, NUM_POSITIONS, PUBLISHED, RivalLists
 
 K = 20
-COMPARED = ("vsknn", "item_knn", "markov", "popularity")
 
 
 @dataclass(frozen=True)
@@ -35,46 +35,56 @@ class Found:
 
 
 @pytest.fixture(scope="module")
-def published(spark: SparkSession) -> dict[str, Found]:
+def published(spark: SparkSession) -> Callable[[str], Found]:
+    """What the baseline of this name finds, from its own Spark job, run once."""
     folder = SHARED_DATA / NAME
     if not folder.is_dir():
         pytest.skip(f"the data set {NAME} is not beside this checkout (../shared/data)")
     given = rsc15(spark, folder)
-    found = {}
-    for name in COMPARED:
+
+    @functools.cache
+    def found(name: str) -> Found:
         rows = BASELINES[name](given.tests, given.training, given.vocabulary, K).collect()
         places = {(int(row["sequence_id"]), row["position"] - 1): row for row in rows}
-        found[name] = Found(
+        assert len(places) == len(rows) == NUM_POSITIONS
+        return Found(
             {place: row["rank"] for place, row in places.items()},
             {place: [given.item_of[token] for token in row["top"]] for place, row in places.items()},
         )
+
     return found
 
 
-def test_the_published_order_is_reached(published: dict[str, Found]) -> None:
-    assert {len(found.ranks) for found in published.values()} == {NUM_POSITIONS}
-    by_hit_rate = sorted(published, key=lambda name: published[name].hit_rate, reverse=True)
-    assert by_hit_rate[0] == "vsknn"
-    assert by_hit_rate[-1] == "popularity"
-    assert published["vsknn"].mrr > published["item_knn"].mrr > published["popularity"].mrr
+@pytest.mark.slow
+def test_the_published_order_is_reached(published: Callable[[str], Found]) -> None:
+    # As V-SkNN, AR, SR of the rivals: item-kNN counts pairs of a session as AR does, the Markov chain neighbours, as SR does first of all.
+    by_name = {name: published(name) for name in ("vsknn", "item_knn", "markov", "popularity")}
+    order = ["vsknn", "item_knn", "markov", "popularity"]
+    assert sorted(order, key=lambda name: -by_name[name].hit_rate) == order
+    assert by_name["vsknn"].mrr > max(by_name["item_knn"].mrr, by_name["markov"].mrr)
+    assert min(by_name["item_knn"].mrr, by_name["markov"].mrr) > by_name["popularity"].mrr
 
 
-def test_vsknn_has_the_published_quality_within_one_position_in_a_hundred(published: dict[str, Found]) -> None:
+def test_vsknn_has_the_published_quality_within_one_position_of_387(published: Callable[[str], Found]) -> None:
     hit_rate, mrr = PUBLISHED["V-SkNN"]
-    assert published["vsknn"].hit_rate == pytest.approx(hit_rate, abs=0.01)
-    assert published["vsknn"].mrr == pytest.approx(mrr, abs=0.005)
+    assert published("vsknn").hit_rate == pytest.approx(hit_rate, abs=0.003)
+    assert published("vsknn").mrr == pytest.approx(mrr, abs=0.001)
 
 
-def test_markov_has_the_quality_of_the_published_sequential_rules(published: dict[str, Found]) -> None:
-    # SR also counts pairs further apart than neighbours, so it is a relative, not the same.
-    hit_rate, mrr = PUBLISHED["SR"]
-    assert published["markov"].hit_rate == pytest.approx(hit_rate, abs=0.05)
-    assert published["markov"].mrr == pytest.approx(mrr, abs=0.05)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "relative"), [("markov", "SR"), ("item_knn", "AR")])
+def test_the_lists_of_items_have_about_the_quality_of_the_published_rules(
+    published: Callable[[str], Found], name: str, relative: str
+) -> None:
+    # A relative, not the same: SR also counts pairs further apart than neighbours, AR does not divide by how common the items are.
+    hit_rate, mrr = PUBLISHED[relative]
+    assert published(name).hit_rate == pytest.approx(hit_rate, abs=0.03)
+    assert published(name).mrr == pytest.approx(mrr, abs=0.02)
 
 
-def test_vsknns_lists_are_the_published_ones_but_for_ties(published: dict[str, Found]) -> None:
+def test_vsknns_lists_are_the_published_ones_but_for_ties(published: Callable[[str], Found]) -> None:
     theirs = RivalLists.of("V-SkNN", SHARED_DATA / NAME).lists
-    ours = published["vsknn"].lists
+    ours = published("vsknn").lists
     assert ours.keys() == theirs.keys()
     shared = {place: len(set(ours[place]) & set(theirs[place][:K])) / K for place in theirs}
     assert np.mean(list(shared.values())) > 0.95
