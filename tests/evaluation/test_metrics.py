@@ -1,11 +1,10 @@
-"""Ranking metrics against numpy, and the popularity baseline by hand."""
+"""Ranking metrics against numpy."""
 
 from __future__ import annotations
 
 import numpy as np
 from pyspark.sql import SparkSession
 
-from llm_spark.evaluation.baselines import popularity_ranks
 from llm_spark.evaluation.metrics import ranking_metrics
 
 
@@ -39,14 +38,3 @@ def test_metrics_equal_an_independent_computation_in_numpy(spark: SparkSession) 
 def test_one_user_alone_has_no_interval(spark: SparkSession) -> None:
     frame = spark.createDataFrame([("u", 0, 1), ("u", 1, 2)], "user_id string, session_position int, rank int")
     assert {(row["ci_low"], row["ci_high"]) for row in ranking_metrics(frame, [1]).collect()} == {(None, None)}
-
-
-def test_popularity_counts_each_training_target_once_and_ties_count_against_it(spark: SparkSession) -> None:
-    # The first row predicts a b c; the second repeats b c as context and predicts a and d.
-    training = spark.createDataFrame([([2, 2, 3, 4], 1), ([3, 4, 2, 5], 2)], "tokens array<int>, first_target int")
-    vocabulary = spark.createDataFrame([(token,) for token in (2, 3, 4, 5, 6)], "token int")
-    targets = spark.createDataFrame(
-        [("u", 0, token) for token in (2, 3, 5, 6, 1)], "user_id string, session_position int, token int"
-    )
-    ranks = {row["token"]: row["rank"] for row in popularity_ranks(targets, training, vocabulary).collect()}
-    assert ranks == {2: 1, 3: 4, 5: 4, 6: 5, 1: None}
