@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 
 from llm_spark.config import Config
 from llm_spark.errors import DataError, UserError
-from llm_spark.evaluation.gate import POPULARITY, Decision, Evidence, Measured, decide
+from llm_spark.evaluation.gate import Decision, Evidence, Measured, decide
 from llm_spark.model.artifact import read_manifest
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.aliases import (
@@ -102,7 +102,7 @@ def _evidence(warehouse: Warehouse, config: Config, models: Models, challenger: 
         finished_ranks=tuple(record["rank"] for record in manifest.get("ranks", ()) if record["status"] == FINISHED),
         over_champion=over.pop(CHAMPION, None),
         over_baselines=over,
-        expected_baselines=tuple(getattr(config.evaluate, "baselines", (POPULARITY,))),
+        expected_baselines=tuple(config.evaluate.baselines),
     )
 
 
