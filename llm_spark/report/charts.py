@@ -364,6 +364,8 @@ def history_plot(title: str, levels: Sequence[tuple[str, Level]]) -> Chart:
 def _limits(values: Sequence[float], is_difference: bool) -> tuple[float, float]:
     """From zero where that does not press everything into a corner; a little wider than the values."""
     low, high = min(values), max(values)
+    if is_difference:
+        low, high = min(low, 0.0), max(high, 0.0)
     if not is_difference and 0 <= low <= 0.7 * high:
         low = 0.0
     room = 0.06 * (high - low) or 0.05 * abs(high) or 0.05

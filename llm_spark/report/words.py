@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -63,8 +64,8 @@ def number(value: float | None, signed: bool = False) -> str:
     """With three digits that matter, or whole from a thousand on."""
     if value is None:
         return "–"
-    if value != value:
-        return "no number"
+    if not math.isfinite(value):
+        return "no number" if math.isnan(value) else "infinite"
     sign = "+" if signed and value > 0 else ""
     size = abs(value)
     if size >= 1000 or float(value).is_integer():

@@ -361,7 +361,10 @@ def _models() -> list[Model]:
         "1,207,511 positions: a loss of more than 0.01 is ruled out; its recall@20 less that of vsknn, the best baseline, is +0.0500 "
         "[+0.0470, +0.0530] on 1,207,511 positions: it is better"
     )
-    refused = "refused: its recall@20 less that of champion m0c1d88f0a7be is -0.0310 [-0.0352, -0.0268] on 1,190,004 positions: a loss of more than 0.01 is not ruled out"
+    refused = (
+        "refused: its recall@20 less that of champion m0c1d88f0a7be is -0.0310 [-0.0352, -0.0268] on 1,190,004 positions: a loss of more "
+        "than 0.01 is not ruled out"
+    )
     return [
         Model(
             MODEL_ID, "champion", BEGAN + timedelta(minutes=99), BEGAN - timedelta(days=1), reason, "0.1.0 at 8b4da08"
