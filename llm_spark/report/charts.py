@@ -96,8 +96,8 @@ def _whisker(axes: Axes, place: float, dot: Dot, shape: str = "o") -> None:
     if (high - low) / (right - left) * _DOTS_WIDTH > 1.5 * size:  # else the caps would lie under the dot
         for end in (low, high):
             axes.plot([end, end], [place - 0.17, place + 0.17], color=dot.look, linewidth=1.4, clip_on=False)
-    edge = {"markeredgecolor": PAGE, "markeredgewidth": 1.0}
-    axes.plot([dot.value], [place], shape, color=dot.look, markersize=size, clip_on=False, **edge)
+    (marker,) = axes.plot([dot.value], [place], shape, color=dot.look, markersize=size, clip_on=False)
+    marker.set(markeredgecolor=PAGE, markeredgewidth=1.0)
 
 
 def line_plot(title: str, lines: Sequence[Line], axis: str, from_zero: bool = False) -> Chart:
@@ -253,10 +253,10 @@ def tenths_plot(
         axes.grid(axis="y")
         named = [(name, look, dots[-1].value) for name, look, dots in lines] + [("chance", MUTED, reference[-1])]
         heights = _names_apart(axes, [value for *_, value in named], height - margins.top - margins.bottom)
-        for (name, look, _), place in zip(named, heights, strict=True):
+        for (name, look, _), at in zip(named, heights, strict=True):
             axes.annotate(
                 shortened(name, 15),
-                (1, place),
+                (1, at),
                 (4, 0),
                 ("axes fraction", "data"),
                 "offset points",
