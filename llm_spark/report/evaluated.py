@@ -103,22 +103,19 @@ class Evaluated:
                 figures.append(_difference(f"{named(name)} less that of …", dots))
         return figures
 
-    def metric_table(self) -> Grid | None:
-        if not self.names:
-            return None
-        rows = [
-            [self.label(recommender), *(_cell(self.get(name, recommender=recommender)) for name in self.names)]
-            for recommender in self.recommenders
+    def metric_tables(self) -> list[Grid]:
+        """Every metric of every recommender, then this model's less each other's; one row a metric."""
+        values = [
+            [named(name), *(_cell(self.get(name, recommender=recommender)) for recommender in self.recommenders)]
+            for name in self.names
         ]
-        rows += [
-            [
-                f"this model less {self.label(r)}",
-                *(_cell(self.get(name, against=r), signed=True) for name in self.names),
-            ]
-            for r in self.recommenders
-            if r != EVALUATED and any(self.get(name, against=r) for name in self.names)
+        others = [r for r in self.recommenders if any(self.get(name, against=r) for name in self.names)]
+        apart = [[named(name), *(_cell(self.get(name, against=r), signed=True) for r in others)] for name in self.names]
+        tables = [
+            Grid("Over all test positions", ["", *map(self.label, self.recommenders)], values),
+            Grid("This model less …", ["", *map(self.label, others)], apart),
         ]
-        return Grid("Every metric over all test positions, with 95 % intervals", ["", *map(named, self.names)], rows)
+        return [table for table in tables if any(any(row[1:]) for row in table.rows)]
 
     def slice_figures(self) -> list[Figure]:
         """The deciding metric in each group of slices, beside the champion or the best baseline."""

@@ -55,7 +55,7 @@ def page(report: Report) -> str:
             evaluated=evaluated,
             metric_figures=evaluated.metric_figures(),
             differences=evaluated.difference_figures(),
-            metric_table=evaluated.metric_table(),
+            metric_tables=evaluated.metric_tables(),
             slices=evaluated.slice_figures(),
             slice_table=evaluated.slice_table(),
             calibration_said=calibration_said,
