@@ -96,11 +96,11 @@ class Evaluated:
         if over_champion:
             measured = [name for name in names if self.get(name, against=CHAMPION)]
             dots = [replace(dot, label=named(name)) for name, dot in zip(measured, over_champion, strict=True)]
-            figures.append(_difference("less the champion", dots))
+            figures.append(_difference("This model less the champion", dots))
         for name in names:
             baselines = (r for r in self.recommenders if r not in (EVALUATED, CHAMPION))
             if dots := self._dots((r, self.get(name, against=r)) for r in baselines):
-                figures.append(_difference(f"{named(name)} less that of …", dots))
+                figures.append(_difference(f"{named(name)}: this model less …", dots))
         return figures
 
     def metric_tables(self) -> list[Grid]:
@@ -288,8 +288,7 @@ class Evaluated:
 
 
 def _difference(heading: str, dots: Sequence[Dot]) -> Figure:
-    title = f"This model: {heading}"
-    return Figure(title, "", dot_plot(title, dots, "worse ← this model → better", is_difference=True))
+    return Figure(heading, "", dot_plot(heading, dots, "worse ← this model → better", is_difference=True))
 
 
 def _dot(label: str, estimate: Estimate, look: str) -> Dot:
