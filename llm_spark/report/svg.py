@@ -24,7 +24,7 @@ WIDTH = 340
 _PIXELS_PER_INCH = 72  # of matplotlib's SVG
 
 INK, MUTED, GRID, PAGE = "#010101", "#020202", "#030303", "#040404"
-MODEL, OTHER, BASELINE, GOOD, WARN, BAD = "#050505", "#060606", "#070707", "#080808", "#090909", "#0a0a0a"
+MODEL, OTHER, BASELINE, WARN, BAD = "#050505", "#060606", "#070707", "#080808", "#090909"
 _VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
@@ -33,7 +33,6 @@ _VARIABLES = {
     MODEL: "--model",
     OTHER: "--other",
     BASELINE: "--baseline",
-    GOOD: "--good",
     WARN: "--warn",
     BAD: "--bad",
 }
@@ -77,10 +76,8 @@ class Margins:
 
 @dataclass(frozen=True)
 class Chart:
-    """One picture for the page, with what a reader who does not see it is told."""
+    """One picture for the page, which holds what a reader who does not see it is told."""
 
-    title: str
-    text: str
     svg: str
 
 
@@ -103,8 +100,7 @@ def chart(title: str, sentences: Sequence[str], height: float, margins: Margins,
         file = io.StringIO()
         # No date, no creator: metadata would differ from night to night, and names a web address.
         canvas.print_svg(file, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = " ".join(sentences)
-    return Chart(title, text, _inlined(file.getvalue(), title, text, height))
+    return Chart(_inlined(file.getvalue(), title, " ".join(sentences), height))
 
 
 def _inlined(drawing: str, title: str, text: str, height: float) -> str:
