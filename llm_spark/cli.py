@@ -94,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
         added = command(stage, what, _run_stage)
         configured(added)
         added.add_argument("--show-config", action="store_true", help="print the merged settings and stop")
+        if stage == "report":
+            added.add_argument("--output", default="", metavar="FILE", help="where to write the page instead")
     maintain = command("maintain", "join small files, and remove those that no version in use needs", _run_stage)
     configured(maintain)
     maintain.add_argument("--show-config", action="store_true", help="print the merged settings and stop")
@@ -143,7 +145,7 @@ def _run_stage(given: argparse.Namespace) -> None:
         return
     from llm_spark.pipelines.stages import run_stage
 
-    options = {"force": True} if getattr(given, "force", False) else {}
+    options = {name: value for name in ("force", "output") if (value := getattr(given, name, None))}
     _with_spark(loaded, lambda warehouse: run_stage(given.command, warehouse, loaded, **options))
 
 

@@ -10,6 +10,7 @@ from llm_spark.config.loading import Config, from_overrides, load, show
 from llm_spark.config.maintain import MaintainConfig
 from llm_spark.config.model import EvaluateConfig, ModelConfig, ScoreConfig, TrainConfig
 from llm_spark.config.outcomes import OutcomeConfig
+from llm_spark.config.report import ReportConfig
 from llm_spark.config.sequences import SPLIT_KINDS, BotsConfig, ClipValuesConfig, SequencesConfig, SessionizeConfig
 from llm_spark.config.spark import SparkConfig
 
@@ -31,6 +32,7 @@ __all__ = [
     "ModelConfig",
     "NormaliseItemConfig",
     "OutcomeConfig",
+    "ReportConfig",
     "ScoreConfig",
     "SequencesConfig",
     "SessionizeConfig",

@@ -17,6 +17,7 @@ from llm_spark.config.gate import GateConfig
 from llm_spark.config.ingest import IngestConfig
 from llm_spark.config.maintain import MaintainConfig
 from llm_spark.config.model import EvaluateConfig, ModelConfig, ScoreConfig, TrainConfig
+from llm_spark.config.report import ReportConfig
 from llm_spark.config.sequences import SequencesConfig, SessionizeConfig
 from llm_spark.config.spark import SparkConfig
 from llm_spark.errors import UsageError
@@ -38,6 +39,7 @@ class Config:
     gate: GateConfig = field(default_factory=GateConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     drift: DriftConfig = field(default_factory=DriftConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     maintain: MaintainConfig = field(default_factory=MaintainConfig)
 
     def __post_init__(self) -> None:

@@ -14,17 +14,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import fsspec
 import safetensors.torch
 
 from llm_spark.config import ModelConfig
 from llm_spark.errors import UserError
+from llm_spark.files import locate, read_file, write_file
 from llm_spark.model.network import NextEventModel
 
 FORMAT_VERSION = 2
@@ -46,50 +44,6 @@ class LoadedModel:
     def temperature(self) -> float:
         """What its logits are divided by to make probabilities; 1 where none was fitted."""
         return float(self.config.get("temperature", 1.0))
-
-
-def locate(path: str) -> tuple[Any, str]:
-    """The fsspec file system of a path or URL, and the path in it. Raises UserError where none is installed for it."""
-    try:
-        return fsspec.core.url_to_fs(path)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"cannot reach '{path}': {' '.join(str(error).split())}") from error
-
-
-def write_file(path: str, content: bytes) -> None:
-    """Write a file whole or not at all: beside, then renamed; on a local disk flushed, the file before and its name after."""
-    filesystem, name = locate(path)
-    parent = name.rsplit("/", 1)[0]
-    filesystem.makedirs(parent, exist_ok=True)
-    if "file" not in filesystem.protocol:
-        beside = f"{name}.writing"
-        filesystem.pipe_file(beside, content)
-        if filesystem.exists(name):  # HDFS renames onto no file
-            filesystem.rm_file(name)
-        filesystem.mv(beside, name)
-        return
-    beside = f"{name}.writing.{os.getpid()}"
-    with open(beside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(beside).replace(name)
-    # The new name too, lest a power cut leave a manifest without what it vouches for.
-    folder = os.open(parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def read_file(path: str) -> bytes | None:
-    """The file's bytes, or None when there is no such file."""
-    filesystem, name = locate(path)
-    try:
-        content: bytes = filesystem.cat_file(name)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return content
 
 
 def save_content(

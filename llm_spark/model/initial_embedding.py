@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llm_spark.errors import UserError
-from llm_spark.model.artifact import read_file, write_file
+from llm_spark.files import read_file, write_file
 from llm_spark.model.network import NextEventModel
 from llm_spark.tokens import FIRST_ITEM_TOKEN
 

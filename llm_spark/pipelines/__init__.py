@@ -8,5 +8,6 @@ STAGES = {
     "evaluate": "the model on the test sequences -> evaluation",
     "score": "every user's next items -> predictions",
     "drift": "the newest day against earlier weeks -> data_quality, advice on training",
+    "report": "all of this on one HTML page -> reports/report-<date>.html",
 }
 """The stages in their order, and what each makes of what."""

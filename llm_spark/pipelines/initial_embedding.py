@@ -12,8 +12,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from llm_spark.config import ModelConfig
+from llm_spark.files import locate
 from llm_spark.logs import log, progress
-from llm_spark.model.artifact import locate
 from llm_spark.model.initial_embedding import save_vectors, usual_deviation
 from llm_spark.schemas import SEQUENCES
 from llm_spark.tables.warehouse import Warehouse

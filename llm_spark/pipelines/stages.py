@@ -10,7 +10,7 @@ from llm_spark.pipelines.account import Account
 from llm_spark.tables.warehouse import Warehouse
 
 
-def run_stage(name: str, warehouse: Warehouse, config: Config, **options: bool) -> Account:
+def run_stage(name: str, warehouse: Warehouse, config: Config, **options: bool | str) -> Account:
     """Run one stage and close its account: logged, and recorded in `runs` unless there was nothing to do. `options` are the stage's own."""
     account = Account(name)
     # Imported when it runs: torch takes seconds to load, and only three stages need it.

@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from llm_spark.files import locate, read_file, write_file
 from llm_spark.logs import log
-from llm_spark.model.artifact import locate, read_file, write_file
 from llm_spark.reader import Snapshot
 from llm_spark.schemas import SEQUENCES
 from llm_spark.training.checkpoint import CheckpointFolder

@@ -20,8 +20,9 @@ from typing import Any
 import safetensors.torch
 
 from llm_spark.errors import UserError
+from llm_spark.files import locate, read_file, write_file
 from llm_spark.logs import log
-from llm_spark.model.artifact import MANIFEST, discard_artifact, locate, read_file, write_file
+from llm_spark.model.artifact import MANIFEST, discard_artifact
 from llm_spark.training.state import Tensors
 
 FORMAT_VERSION = 1

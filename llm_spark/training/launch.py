@@ -24,7 +24,8 @@ from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
 from llm_spark.errors import UserError
-from llm_spark.model.artifact import MANIFEST, locate, read_file, save_manifest
+from llm_spark.files import locate, read_file
+from llm_spark.model.artifact import MANIFEST, save_manifest
 from llm_spark.training.checkpoint import CheckpointFolder
 from llm_spark.training.job import Metric, Progress, TrainingJob, TrainingResult
 from llm_spark.training.rank import RankFunction, RankSettings, run_rank, train_rank

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from llm_spark.model.artifact import read_file, write_file
+from llm_spark.files import read_file, write_file
 from llm_spark.training.job import Progress
 
 FINISHED = "finished"

@@ -36,6 +36,7 @@ from llm_spark.schemas import (
 from llm_spark.simulation import Process, write_logs
 from llm_spark.tables.warehouse import Warehouse, sql
 from tests.integration.conftest import SIMULATION, SMALL_MODEL, Chain, simulated_config
+from tests.report.pages import parsed, section
 
 
 def test_ingest_finds_exactly_the_events_that_were_simulated(chain: Chain) -> None:
@@ -195,6 +196,33 @@ def test_a_model_is_not_tested_on_events_it_has_seen(chain: Chain, copied: Wareh
     run_stage("sequences", copied, chain.with_settings(*earlier))
     with pytest.raises(DataError, match="run `llm-spark train`"):
         run_stage("evaluate", copied, chain.with_settings(*earlier))
+
+
+def test_the_page_of_the_chain_shows_what_the_tables_hold(chain: Chain) -> None:
+    (file,) = (Path(chain.warehouse.root) / "reports").glob("report-*.html")
+    page = parsed(file.read_text())
+    stages = [next(row.all("th")).text for row in section(page, "night").all("tr") if list(row.all("td"))]
+    assert stages == [stage for stage in STAGES if stage != "report"]
+    events = chain.warehouse.read(EVENTS).count()
+    assert f"{events:,} events" in section(page, "night").text
+    recall = (
+        chain.warehouse.read(EVALUATION).where("slice = 'all' AND name = 'recall@20' AND against IS NULL").collect()
+    )
+    told = next(
+        picture for picture in section(page, "metrics").all("svg") if next(picture.all("title")).text == "recall@20"
+    )
+    for row in recall:
+        name = "this model" if row["recommender"] == "model" else row["recommender"].replace("_", " ")
+        (value,) = re.findall(rf"\b{name} ([\d.]+)", told.attributes["aria-label"].split("intervals: ")[1])
+        assert float(value) == pytest.approx(row["value"], abs=5e-4)
+    (model,) = chain.warehouse.read(MODELS).collect()
+    assert model["model_id"] in section(page, "registry").text
+    users = {row["user_id"] for row in chain.warehouse.read(PREDICTIONS).select("user_id").distinct().collect()}
+    shown = [user.text for user in section(page, "users").all("h3")]
+    assert len(shown) == chain.config.report.num_users
+    assert set(shown) <= users
+    for name in ("training", "slices", "drift"):
+        assert list(section(page, name).all("svg")), name
 
 
 def test_each_run_left_its_account(chain: Chain) -> None:

@@ -8,7 +8,8 @@ import torch
 
 from llm_spark.config import ModelConfig
 from llm_spark.errors import UserError
-from llm_spark.model.artifact import load_artifact, save_content, save_manifest, write_file
+from llm_spark.files import write_file
+from llm_spark.model.artifact import load_artifact, save_content, save_manifest
 from llm_spark.model.network import NextEventModel
 from tests.model.histories import batch_of, random_rows
 
