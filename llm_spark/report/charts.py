@@ -14,7 +14,7 @@ from llm_spark.report.svg import BAD, BASELINE, GRID, INK, MODEL, MUTED, PAGE, W
 from llm_spark.report.words import interval, number, shortened
 
 _ROW = 23.0
-_LABELS, _VALUES = 122.0, 50.0
+_LABELS, _VALUES = 120.0, 56.0
 _DOTS_WIDTH = WIDTH - _LABELS - _VALUES
 """Pixels of a dot plot's axes, between its labels and its values."""
 _LOOK = {"info": (MODEL, "o"), "warning": (WARN, "^"), "error": (BAD, "s")}
@@ -314,7 +314,9 @@ def level_plot(title: str, levels: Sequence[Level]) -> Chart:
             hollow = (
                 {"markerfacecolor": PAGE, "markeredgewidth": 1.6} if level.limit is None else {"markeredgecolor": PAGE}
             )
-            axes.plot([abs(level.value) / end], [place + 0.66], shape, color=look, markersize=8.5, **hollow)
+            axes.plot(
+                [abs(level.value) / end], [place + 0.66], shape, color=look, markersize=8.5, clip_on=False, **hollow
+            )
 
     told = [
         f"{level.label}: {number(level.value)}"
