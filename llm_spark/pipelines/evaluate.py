@@ -49,7 +49,7 @@ def _measure(warehouse: Warehouse, config: Config, account: Account) -> None:
         account.nothing_to_do = f"model {model_id} was evaluated on sequences v{version} already"
         return
     require_certificate(warehouse)
-    models = testable_models(warehouse, models, account)
+    models = comparable_models(warehouse, models, account)
     with progress("evaluate: test positions"):
         window = open_window(warehouse, config, list(models.values()))
     measured = {}
@@ -80,7 +80,7 @@ def _measure(warehouse: Warehouse, config: Config, account: Account) -> None:
     account.remarks += told
 
 
-def testable_models(warehouse: Warehouse, models: Mapping[str, Champion], account: Account) -> dict[str, Champion]:
+def comparable_models(warehouse: Warehouse, models: Mapping[str, Champion], account: Account) -> dict[str, Champion]:
     """The models without those that cannot be tested here, which a remark names. DataError where the evaluated one is among them."""
     require_testable(warehouse, models[MODEL])
     testable = {MODEL: models[MODEL]}

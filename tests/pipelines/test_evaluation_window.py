@@ -13,7 +13,7 @@ from llm_spark.evaluation.baselines import BASELINES
 from llm_spark.evaluation.items import Items
 from llm_spark.evaluation.sums_kernel import MetricRules
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.evaluate import MODEL, evaluation_lines, figures, testable_models
+from llm_spark.pipelines.evaluate import MODEL, comparable_models, evaluation_lines, figures
 from llm_spark.pipelines.evaluation_window import EvaluationWindow
 
 SEQUENCES_DDL = "sequence_id string, user_id string, tokens array<int>, session_starts array<int>, event_times array<bigint>, first_target int"
@@ -73,9 +73,9 @@ def test_a_champion_that_cannot_be_tested_here_is_not_compared_with_and_the_eval
 
     monkeypatch.setattr("llm_spark.pipelines.evaluate.require_testable", objects_to_the_old_one)
     account = Account("evaluate")
-    assert testable_models(None, {MODEL: "new", "champion": "old"}, account) == {MODEL: "new"}
+    assert comparable_models(None, {MODEL: "new", "champion": "old"}, account) == {MODEL: "new"}
     assert account.remarks == [
         "the champion cannot be compared with: the test sequences begin before what model old has seen"
     ]
     with pytest.raises(DataError, match="model old has seen"):
-        testable_models(None, {MODEL: "old", "champion": "new"}, account)
+        comparable_models(None, {MODEL: "old", "champion": "new"}, account)
