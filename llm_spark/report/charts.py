@@ -181,7 +181,7 @@ def reliability_plot(title: str, points: Sequence[tuple[float, Dot]], said: str 
         axes.set_ylabel("accuracy: how often it came")
 
     told = [
-        f"Where the model is {100 * x:.0f} % sure it is right in {100 * dot.value:.0f} %{interval(dot.low, dot.high)}."
+        f"Where the model is {100 * x:.3g} % sure it is right in {100 * dot.value:.3g} %{interval(dot.low, dot.high)}."
         for x, dot in points
     ]
     return chart(title, [said, *told] if said else told, 300, Margins(50, 12, 10, 40), draw)
@@ -219,7 +219,7 @@ def trade_off_plot(title: str, points: Sequence[tuple[str, float, Dot]]) -> Char
         axes.set_ylabel("of them right")
 
     told = [
-        f"Answering where the probability is {t}: {100 * s:.0f} % answered, {100 * d.value:.0f} % of them right."
+        f"Answering where the probability is {t}: {100 * s:.3g} % answered, {100 * d.value:.3g} % of them right."
         for t, s, d in points
     ]
     return chart(title, told, 300, Margins(50, 12, 10, 40), draw)
@@ -388,5 +388,5 @@ def _tick(value: float, place: int | None = None) -> str:
 def _percent(axes: Axes) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
     axes.tick_params(axis="both", labelcolor=MUTED, labelsize=10)

@@ -165,7 +165,7 @@ class Evaluated:
         figures = []
         if points:
             chart = reliability_plot("Calibration: accuracy by confidence", points, said)
-            note = "On the dashed line the model is as sure as it is right. Each dot is a tenth of the range of probabilities."
+            note = "On the dashed line the model is as sure as it is right. Each dot is a bin of probabilities."
             figures.append(Figure("Is it as sure as it is right?", note, chart))
         trades = self._trades()
         if trades:
@@ -265,7 +265,11 @@ class Evaluated:
         others = {
             e.slice: named(e.slice)
             for e in self.report.estimates
-            if e.slice not in known and e.slice != ALL and e.name == self.metric
+            # Those by confidence are what the calibration is drawn from.
+            if e.slice not in known
+            and e.slice != ALL
+            and e.name == self.metric
+            and not e.slice.startswith("confidence_")
         }
         return {**SLICES, **({"Other slices": others} if others else {})}
 

@@ -18,6 +18,7 @@ METRICS = {
     "coverage": "share of all items that anybody is recommended",
     "novelty": "bits of surprise in a recommended item: rarer items have more",
     "popularity_bias": "how much more popular the recommended items are than those that came; 0 is even",
+    "confidence": "mean probability that the model gives to the first item of its list",
     "diversity": "share of pairs in a list that differ in the chosen attribute",
 }
 """What each metric of `evaluation` means, by its name before the @."""

@@ -241,3 +241,10 @@ def test_recommenders_and_slices_of_later_versions_are_shown_by_their_names() ->
     told = parsed(page(Report([], estimates=later, model_id="m1")))
     assert "oracle of delphi 0.300 [0.200, 0.400]" in section(told, "metrics").text
     assert "weekday monday" in section(told, "slices").text
+
+
+def test_parts_by_confidence_stand_under_calibration_alone() -> None:
+    by_confidence = Estimate("model", None, "confidence_2", "recall@20", 0.2, 0.1, 0.3, 40)
+    evening = night()
+    told = parsed(page(replace(evening, estimates=[*evening.estimates, by_confidence])))
+    assert "confidence 2" not in section(told, "slices").text
