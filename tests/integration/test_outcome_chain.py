@@ -45,7 +45,7 @@ model:
     - {{name: returns, within_days: 5}}
     - {{name: spend, event_types: [buy], within_days: 10, kind: amount}}
 train: {{num_epochs: 2, batch_rows: 8, device: cpu}}
-evaluate: {{baselines: [popularity], num_replicates: 100}}
+evaluate: {{num_replicates: 100}}
 gate: {{enabled: false}}
 """
 START = datetime(2025, 1, 1)
