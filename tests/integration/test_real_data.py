@@ -15,7 +15,13 @@ from llm_spark.schemas import EVALUATION, EVENTS, EVENTS_REJECTED, PREDICTIONS, 
 from llm_spark.tables.warehouse import Warehouse
 
 CONF = Path(__file__).parents[2] / "conf"
-QUICK = ["train.num_epochs=1", "train.device=cpu", "gate.enabled=false", "sessionize.num_buckets=2"]
+QUICK = [
+    "train.num_epochs=1",
+    "train.device=cpu",
+    "gate.enabled=false",
+    "evaluate.baselines=[popularity, vsknn]",
+    "sessionize.num_buckets=2",
+]
 
 
 def run_all(spark: SparkSession, name: str, paths: list[str], folder: Path, *overrides: str) -> Warehouse:
