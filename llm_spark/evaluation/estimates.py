@@ -15,6 +15,9 @@ from llm_spark.evaluation.bootstrap import NUM_GROUPS, jackknife_interval, perce
 from llm_spark.evaluation.slices import ALL, CONFIDENCE_SLICES, CONFIDENCES, OWN_SLICES, SLICES
 from llm_spark.evaluation.sums_kernel import LISTED, MetricRules, SliceSums
 
+MODEL = "model"
+"""The evaluated model's name among the recommenders."""
+
 Floats = NDArray[np.float64]
 
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
+from llm_spark.evaluation.baselines.frames import item_counts
 from llm_spark.evaluation.items import Items
 from llm_spark.evaluation.sums_kernel import SUMS_DDL, MetricRules, merged_sums, partial_sums
-from llm_spark.tokens import UNKNOWN_TOKEN
 
 
 def item_popularity(
@@ -25,18 +25,11 @@ def item_popularity(
 
     `categories` is (item_id, category), at most one row an item.
     """
-    # Only what a row predicts: its context was predicted in another row.
-    predicted = F.slice("tokens", F.col("first_target") + 1, F.size("tokens"))
-    counts = (
-        training_sequences.select(F.explode(predicted).alias("token"))
-        .where(F.col("token") > UNKNOWN_TOKEN)
-        .groupBy("token")
-        .agg(F.count("*").alias("num_events"))
-    )
-    items = vocabulary.select("token", "item_id").join(counts, "token", "left").fillna(0, ["num_events"])
+    items = item_counts(training_sequences, vocabulary)
     if categories is None:
-        return items.select("token", "num_events")
-    named = items.join(categories, "item_id", "left")
+        return items
+    # Each item has one token, and one category at most.
+    named = items.join(vocabulary.select("token", "item_id"), "token", "inner").join(categories, "item_id", "left")
     # Codes in the order of the names; null has none.
     code = F.when(F.col("category").isNotNull(), F.dense_rank().over(Window.orderBy(F.asc_nulls_last("category"))))
     return named.select("token", "num_events", F.coalesce(code, F.lit(0)).alias("category"))

@@ -20,10 +20,9 @@ from pyspark.sql import functions as F
 
 from llm_spark.config import OutcomeConfig
 from llm_spark.evaluation.bootstrap import percentile_interval
-from llm_spark.evaluation.estimates import Estimate
+from llm_spark.evaluation.estimates import MODEL, Estimate
 from llm_spark.evaluation.outcome_kernel import HISTOGRAMS_DDL, METRICS_DDL, merged_metrics, partial_histograms
 
-MODEL = "model"
 RFM = "rfm_regression"
 NUM_REPLICATES = 200
 """Fewer than of ranking metrics, for here each holds whole histograms. An end of an interval is off by about a tenth of half its width."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import astuple
 
 from llm_spark.config import Config
 from llm_spark.errors import DataError
-from llm_spark.evaluation.estimates import Estimate, Measured
+from llm_spark.evaluation.estimates import MODEL, Estimate, Measured
 from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.baselines import measured_baselines
@@ -15,7 +16,7 @@ from llm_spark.pipelines.evaluation_window import EvaluationWindow, open_window,
 from llm_spark.pipelines.gate import decide_promotion, was_evaluated
 from llm_spark.pipelines.outcome_evaluation import Figures, outcome_figures, outcome_lines
 from llm_spark.pipelines.outcomes import require_labels
-from llm_spark.pipelines.registry import MODEL, Champion, evaluated_models
+from llm_spark.pipelines.registry import Champion, evaluated_models
 from llm_spark.schemas import EVALUATION, SEQUENCES
 from llm_spark.tables.warehouse import Warehouse
 
@@ -66,7 +67,7 @@ def _measure(warehouse: Warehouse, config: Config, account: Account) -> None:
     for key, estimates in of_outcomes.items():
         found.setdefault(key, []).extend(estimates)
     rows = [
-        (model_id, recommender, against, *_columns(estimate), window.version)
+        (model_id, recommender, against, *astuple(estimate), window.version)
         for (recommender, against), estimates in found.items()
         for estimate in estimates
     ]
@@ -84,10 +85,12 @@ def comparable_models(warehouse: Warehouse, models: Mapping[str, Champion], acco
     """The models without those that cannot be tested here, which a remark names. DataError where the evaluated one is among them."""
     require_testable(warehouse, models[MODEL])
     testable = {MODEL: models[MODEL]}
-    for name in [name for name in models if name != MODEL]:
+    for name, model in models.items():
+        if name == MODEL:
+            continue
         try:
-            require_testable(warehouse, models[name])
-            testable[name] = models[name]
+            require_testable(warehouse, model)
+            testable[name] = model
         except DataError as error:
             account.remarks.append(f"the {name} cannot be compared with: {error}")
     return testable
@@ -115,17 +118,6 @@ def figures(measured: Mapping[str, Measured]) -> dict[tuple[str, str | None], li
     }
     others = [name for name in measured if name != MODEL]
     return found | {(MODEL, name): measured[MODEL].less(measured[name]) for name in others}
-
-
-def _columns(estimate: Estimate) -> tuple[str, str, float, float | None, float | None, int]:
-    return (
-        estimate.slice,
-        estimate.name,
-        estimate.value,
-        estimate.ci_low,
-        estimate.ci_high,
-        estimate.num_examples,
-    )
 
 
 def evaluation_lines(window: EvaluationWindow, found: Mapping[tuple[str, str | None], list[Estimate]]) -> list[str]:

@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 
 from llm_spark.config import Config
 from llm_spark.errors import DataError, UserError
+from llm_spark.evaluation.estimates import MODEL
 from llm_spark.evaluation.gate import Decision, Evidence, Measured, decide
 from llm_spark.model.artifact import read_manifest
 from llm_spark.pipelines.account import Account
@@ -29,7 +30,6 @@ from llm_spark.pipelines.aliases import (
     require_unchanged,
 )
 from llm_spark.pipelines.certificate import require_certificate
-from llm_spark.pipelines.registry import MODEL
 from llm_spark.schemas import EVALUATION, MODELS
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.training.records import FINISHED

@@ -10,6 +10,7 @@ from typing import Any
 from pyspark.sql import functions as F
 
 from llm_spark.errors import UserError
+from llm_spark.evaluation.estimates import MODEL
 from llm_spark.logs import log
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.aliases import (
@@ -24,7 +25,7 @@ from llm_spark.pipelines.aliases import (
     require_unchanged,
 )
 from llm_spark.pipelines.query import print_table
-from llm_spark.pipelines.registry import MODEL, objection_to
+from llm_spark.pipelines.registry import objection_to
 from llm_spark.schemas import EVALUATION, MODELS
 from llm_spark.tables.warehouse import Warehouse
 

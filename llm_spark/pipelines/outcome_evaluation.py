@@ -9,8 +9,8 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from llm_spark.evaluation.estimates import Estimate
-from llm_spark.evaluation.outcomes import MODEL, RFM, outcome_estimates, outcome_metrics, rfm_predictions
+from llm_spark.evaluation.estimates import MODEL, Estimate
+from llm_spark.evaluation.outcomes import RFM, outcome_estimates, outcome_metrics, rfm_predictions
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.registry import Champion
 from llm_spark.scoring import LABELLED_MOMENTS_DDL, labelled_moments

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llm_spark.config import ModelConfig
 from llm_spark.errors import DataError, UserError
+from llm_spark.evaluation.estimates import MODEL
 from llm_spark.logs import log
 from llm_spark.model.artifact import load_artifact
 from llm_spark.pipelines.aliases import CHAMPION, GATE, Model, Models, read_models
@@ -13,9 +14,6 @@ from llm_spark.pipelines.values import ValueTreatment
 from llm_spark.schemas import MODELS, SEQUENCES
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.transforms.history_kernel import BY_TIME
-
-MODEL = "model"
-"""The evaluated model's name among the recommenders."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from llm_spark.config import OutcomeConfig
-from llm_spark.evaluation.outcomes import MODEL, RFM, outcome_estimates, outcome_metrics, rfm_predictions
+from llm_spark.evaluation.estimates import MODEL
+from llm_spark.evaluation.outcomes import RFM, outcome_estimates, outcome_metrics, rfm_predictions
 
 RETURNS, SPEND = OutcomeConfig("returns"), OutcomeConfig("spend", kind="amount")
 DDL = "user_id string, outcome string, label double, prediction double, frequency float, tenure float, monetary float, recency float"

@@ -10,10 +10,11 @@ from pyspark.sql import SparkSession
 
 from llm_spark.errors import DataError
 from llm_spark.evaluation.baselines import BASELINES
+from llm_spark.evaluation.estimates import MODEL
 from llm_spark.evaluation.items import Items
 from llm_spark.evaluation.sums_kernel import MetricRules
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.evaluate import MODEL, comparable_models, evaluation_lines, figures
+from llm_spark.pipelines.evaluate import comparable_models, evaluation_lines, figures
 from llm_spark.pipelines.evaluation_window import EvaluationWindow
 
 SEQUENCES_DDL = "sequence_id string, user_id string, tokens array<int>, session_starts array<int>, event_times array<bigint>, first_target int"

@@ -60,7 +60,10 @@ def predicted_events(training_sequences: DataFrame) -> DataFrame:
 
 def item_counts(training_sequences: DataFrame, vocabulary: DataFrame) -> DataFrame:
     """token, num_events: how often training predicts each item of the vocabulary, 0 included."""
-    counts = predicted_events(training_sequences).groupBy("token").agg(F.count("*").alias("num_events"))
+    # Only what a row predicts: its context was predicted in another row.
+    predicted = F.slice("tokens", F.col("first_target") + 1, F.size("tokens"))
+    tokens = training_sequences.select(F.explode(predicted).alias("token"))
+    counts = tokens.groupBy("token").agg(F.count("*").alias("num_events"))
     return vocabulary.select("token").join(counts, "token", "left").fillna(0, ["num_events"])
 
 
