@@ -173,7 +173,7 @@ def _run_tables(given: argparse.Namespace) -> None:
 
 
 def _run_models(given: argparse.Namespace) -> None:
-    from llm_spark.pipelines.models import run_action
+    from llm_spark.pipelines.registry.commands import run_action
 
     ids = [word for word in given.words if "=" not in word]
     takes, _ = _MODEL_ACTIONS[given.action]

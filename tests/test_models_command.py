@@ -9,7 +9,7 @@ import pytest
 
 from llm_spark import cli
 from llm_spark.config import Config
-from llm_spark.pipelines import models
+from llm_spark.pipelines.registry import commands as models
 
 
 @pytest.fixture

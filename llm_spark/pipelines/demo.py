@@ -15,7 +15,7 @@ from llm_spark.config import Config
 from llm_spark.logs import log, progress
 from llm_spark.pipelines import STAGES
 from llm_spark.pipelines.query import print_query, print_table
-from llm_spark.pipelines.registry import champion
+from llm_spark.pipelines.registry.serving import champion
 from llm_spark.pipelines.simulate import simulate
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import EVALUATION, SEQUENCES, VOCABULARY

@@ -13,10 +13,10 @@ from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.baselines import measured_baselines
 from llm_spark.pipelines.certificate import require_certificate
 from llm_spark.pipelines.evaluation_window import EvaluationWindow, open_window, require_testable
-from llm_spark.pipelines.gate import decide_promotion, was_evaluated
 from llm_spark.pipelines.outcome_evaluation import Figures, outcome_figures, outcome_lines
 from llm_spark.pipelines.outcomes import require_labels
-from llm_spark.pipelines.registry import Champion, evaluated_models
+from llm_spark.pipelines.registry.promotion import decide_promotion, was_evaluated
+from llm_spark.pipelines.registry.serving import Champion, evaluated_models
 from llm_spark.schemas import EVALUATION, SEQUENCES
 from llm_spark.tables.warehouse import Warehouse
 

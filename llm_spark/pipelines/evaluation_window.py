@@ -16,7 +16,7 @@ from llm_spark.evaluation.metrics import collected_items, item_categories, item_
 from llm_spark.evaluation.sums_kernel import MetricRules
 from llm_spark.model.artifact import read_tables
 from llm_spark.pipelines.features import require_features
-from llm_spark.pipelines.registry import Champion
+from llm_spark.pipelines.registry.serving import Champion
 from llm_spark.schemas import EVENTS, SEQUENCES, VOCABULARY
 from llm_spark.scoring import TARGET_RANKS_DDL, target_ranks
 from llm_spark.tables.warehouse import Warehouse

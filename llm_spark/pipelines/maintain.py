@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from llm_spark.config import Config
 from llm_spark.logs import log, progress
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.aliases import read_models
-from llm_spark.pipelines.retention import remove_artifacts
+from llm_spark.pipelines.registry.aliases import read_models
+from llm_spark.pipelines.registry.retention import remove_artifacts
 from llm_spark.schemas import TABLES, Table
 from llm_spark.tables.maintenance import (
     data_files,

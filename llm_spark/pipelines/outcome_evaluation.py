@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from llm_spark.evaluation.estimates import MODEL, Estimate
 from llm_spark.evaluation.outcomes import RFM, outcome_estimates, outcome_metrics, rfm_predictions
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.registry import Champion
+from llm_spark.pipelines.registry.serving import Champion
 from llm_spark.scoring import LABELLED_MOMENTS_DDL, labelled_moments
 
 Figures = dict[tuple[str, str | None], list[Estimate]]

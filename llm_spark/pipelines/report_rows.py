@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from llm_spark.evaluation.estimates import MODEL
 from llm_spark.pipelines import STAGES
-from llm_spark.pipelines.aliases import ALIASES, CHAMPION, read_models
+from llm_spark.pipelines.registry.aliases import ALIASES, CHAMPION, read_models
 from llm_spark.report import Check, Estimate, Measurement, Model, Prediction, Reason, StageRun, User
 from llm_spark.schemas import DATA_QUALITY, EVALUATION, PREDICTIONS, RUNS, TRAINING_METRICS, Table
 from llm_spark.tables.warehouse import Warehouse

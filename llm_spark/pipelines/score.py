@@ -13,7 +13,7 @@ from llm_spark.errors import DataError, UsageError
 from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.features import require_session_features
-from llm_spark.pipelines.registry import champion
+from llm_spark.pipelines.registry.serving import champion
 from llm_spark.schemas import EVENT_TYPES, PREDICTIONS, SESSIONS, VOCABULARY
 from llm_spark.scoring import RECOMMEND_DDL, recommend
 from llm_spark.tables.warehouse import Warehouse

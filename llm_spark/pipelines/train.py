@@ -17,7 +17,12 @@ from llm_spark.errors import DataError, UserError
 from llm_spark.logs import log, progress
 from llm_spark.model.artifact import discard_artifact
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.aliases import (
+from llm_spark.pipelines.code_version import code_version
+from llm_spark.pipelines.features import require_features
+from llm_spark.pipelines.initial_embedding import initial_embedding
+from llm_spark.pipelines.outcomes import require_labels
+from llm_spark.pipelines.parent import Parent, choose_parent
+from llm_spark.pipelines.registry.aliases import (
     CHALLENGER,
     CHAMPION,
     GATE,
@@ -29,12 +34,7 @@ from llm_spark.pipelines.aliases import (
     change,
     read_models,
 )
-from llm_spark.pipelines.code_version import code_version
-from llm_spark.pipelines.features import require_features
-from llm_spark.pipelines.initial_embedding import initial_embedding
-from llm_spark.pipelines.outcomes import require_labels
-from llm_spark.pipelines.parent import Parent, choose_parent
-from llm_spark.pipelines.registry import is_whole
+from llm_spark.pipelines.registry.serving import is_whole
 from llm_spark.pipelines.training_folder import TrainingFolder, is_readable
 from llm_spark.reader import ReaderError, Snapshot
 from llm_spark.schemas import EVENT_TYPES, MODELS, SEQUENCES, TRAINING_METRICS, VOCABULARY, Table

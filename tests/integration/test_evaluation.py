@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from llm_spark.errors import DataError, UsageError
 from llm_spark.pipelines.evaluation_window import EvaluationWindow, open_window, require_testable
-from llm_spark.pipelines.registry import champion
+from llm_spark.pipelines.registry.serving import champion
 from llm_spark.schemas import EVALUATION, SEQUENCES, VOCABULARY
 from llm_spark.tables.warehouse import Warehouse
 from tests.integration.conftest import Chain

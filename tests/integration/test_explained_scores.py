@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from llm_spark.config import ModelConfig
 from llm_spark.model.artifact import load_artifact
 from llm_spark.pipelines.initial_embedding import item_vectors
-from llm_spark.pipelines.registry import champion
+from llm_spark.pipelines.registry.serving import champion
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import PREDICTIONS, SEQUENCES, SESSIONS, VOCABULARY
 from llm_spark.tables.warehouse import Warehouse, sql

@@ -13,10 +13,10 @@ from pyspark.sql import SparkSession
 from llm_spark.config import Config
 from llm_spark.errors import DataError
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.aliases import Models, as_challenger, as_refused, change, read_models
-from llm_spark.pipelines.gate import decide_promotion
-from llm_spark.pipelines.models import run_action
-from llm_spark.pipelines.registry import champion
+from llm_spark.pipelines.registry.aliases import Models, as_challenger, as_refused, change, read_models
+from llm_spark.pipelines.registry.commands import run_action
+from llm_spark.pipelines.registry.promotion import decide_promotion
+from llm_spark.pipelines.registry.serving import champion
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import EVALUATION, MODELS, PREDICTIONS
 from llm_spark.tables.warehouse import Warehouse

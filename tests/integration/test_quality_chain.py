@@ -18,7 +18,7 @@ from llm_spark.config import Config
 from llm_spark.errors import DataError, UsageError
 from llm_spark.model.artifact import load_artifact
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.registry import champion
+from llm_spark.pipelines.registry.serving import champion
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.pipelines.values import ValueTreatment
 from llm_spark.schemas import (

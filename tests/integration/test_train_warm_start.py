@@ -12,7 +12,7 @@ from pyspark.sql import SparkSession
 
 from llm_spark.errors import UserError
 from llm_spark.model.artifact import load_artifact
-from llm_spark.pipelines.registry import champion
+from llm_spark.pipelines.registry.serving import champion
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import MODELS
 from llm_spark.tables.warehouse import Warehouse

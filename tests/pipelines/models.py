@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from llm_spark.model.artifact import save_content, save_manifest
 from llm_spark.model.network import NextEventModel
-from llm_spark.pipelines.aliases import TRAIN, Model, as_champion, change
+from llm_spark.pipelines.registry.aliases import TRAIN, Model, as_champion, change
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.transforms.history_kernel import BY_TIME
 from tests.training.sequences import SMALL_MODEL

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from llm_spark.errors import UserError
-from llm_spark.pipelines.aliases import (
+from llm_spark.pipelines.registry.aliases import (
     FOLLOWED,
     GATE,
     HAND,
@@ -22,7 +22,7 @@ from llm_spark.pipelines.aliases import (
     require_unchanged,
     without_artifacts,
 )
-from llm_spark.pipelines.retention import spare_artifacts
+from llm_spark.pipelines.registry.retention import spare_artifacts
 
 START = datetime(2026, 1, 1)
 

@@ -13,9 +13,9 @@ from pyspark.sql import DataFrame, SparkSession
 from llm_spark import config as settings
 from llm_spark.config import Config
 from llm_spark.pipelines import maintain as stage
-from llm_spark.pipelines import retention
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.aliases import read_models
+from llm_spark.pipelines.registry import retention
+from llm_spark.pipelines.registry.aliases import read_models
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import PREDICTIONS, VOCABULARY
 from llm_spark.tables.maintenance import data_files, files_of_version

@@ -15,12 +15,12 @@ from pyspark.sql import types as t
 
 from llm_spark.config import load
 from llm_spark.errors import DataError, UserError
-from llm_spark.pipelines import models as commands
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.aliases import as_challenger, as_refused, change, read_models
-from llm_spark.pipelines.gate import decide_promotion
-from llm_spark.pipelines.models import run_action
-from llm_spark.pipelines.registry import champion, evaluated_models
+from llm_spark.pipelines.registry import commands
+from llm_spark.pipelines.registry.aliases import as_challenger, as_refused, change, read_models
+from llm_spark.pipelines.registry.commands import run_action
+from llm_spark.pipelines.registry.promotion import decide_promotion
+from llm_spark.pipelines.registry.serving import champion, evaluated_models
 from llm_spark.schemas import MODELS
 from llm_spark.tables.warehouse import Warehouse
 from tests.pipelines.models import START, model, promote_in_turn, save_artifact

@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 from llm_spark.files import locate
 from llm_spark.model.artifact import discard_artifact
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.aliases import ARCHIVED, Models, change, read_models, without_artifacts
+from llm_spark.pipelines.registry.aliases import ARCHIVED, Models, change, read_models, without_artifacts
 from llm_spark.pipelines.training_folder import TrainingFolder
 from llm_spark.schemas import MODELS, PREDICTIONS
 from llm_spark.tables.warehouse import Warehouse

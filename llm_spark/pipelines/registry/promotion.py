@@ -17,7 +17,8 @@ from llm_spark.evaluation.estimates import MODEL
 from llm_spark.evaluation.gate import Decision, Evidence, Measured, decide
 from llm_spark.model.artifact import read_manifest
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.aliases import (
+from llm_spark.pipelines.certificate import require_certificate
+from llm_spark.pipelines.registry.aliases import (
     CHALLENGER,
     CHAMPION,
     GATE,
@@ -29,7 +30,6 @@ from llm_spark.pipelines.aliases import (
     read_models,
     require_unchanged,
 )
-from llm_spark.pipelines.certificate import require_certificate
 from llm_spark.schemas import EVALUATION, MODELS
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.training.records import FINISHED

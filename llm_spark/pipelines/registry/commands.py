@@ -13,7 +13,8 @@ from llm_spark.errors import UserError
 from llm_spark.evaluation.estimates import MODEL
 from llm_spark.logs import log
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.aliases import (
+from llm_spark.pipelines.query import print_table
+from llm_spark.pipelines.registry.aliases import (
     ALIASES,
     HAND,
     ROLLBACK,
@@ -24,8 +25,7 @@ from llm_spark.pipelines.aliases import (
     read_models,
     require_unchanged,
 )
-from llm_spark.pipelines.query import print_table
-from llm_spark.pipelines.registry import objection_to
+from llm_spark.pipelines.registry.serving import objection_to
 from llm_spark.schemas import EVALUATION, MODELS
 from llm_spark.tables.warehouse import Warehouse
 

@@ -9,7 +9,7 @@ from llm_spark.errors import DataError, UserError
 from llm_spark.evaluation.estimates import MODEL
 from llm_spark.logs import log
 from llm_spark.model.artifact import load_artifact
-from llm_spark.pipelines.aliases import CHAMPION, GATE, Model, Models, read_models
+from llm_spark.pipelines.registry.aliases import CHAMPION, GATE, Model, Models, read_models
 from llm_spark.pipelines.values import ValueTreatment
 from llm_spark.schemas import MODELS, SEQUENCES
 from llm_spark.tables.warehouse import Warehouse
