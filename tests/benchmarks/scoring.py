@@ -1,0 +1,122 @@
+"""Scoring against a naive torch loop: python -m tests.benchmarks.scoring [--quick]
+
+Users of the simulator with untrained weights of the default network, one thread, no Spark. In turns within one run:
+
+    ours        the kernel `recommend` over Arrow batches of 10,000 users, as Spark hands them to a worker
+    naive_loop  the same network over the same users, 256 at a time as they come, padded (naive_scoring.py)
+
+Lists and scores of both are compared. `naive_loop` is the median over turns of its time over ours; above 1 ours is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from llm_spark.config import ModelConfig
+from llm_spark.model.artifact import load_artifact, save_content, save_manifest
+from llm_spark.model.network import NextEventModel
+from llm_spark.scoring import recommend
+from llm_spark.scoring.histories import history_batch
+from llm_spark.simulation import SimulationConfig
+from tests.benchmarks.naive_scoring import top_items_of
+from tests.benchmarks.simulated_histories import SimulatedHistories, simulated_histories
+
+BARS = {"naive_loop": 1.5}
+K = 10
+BATCH_ROWS = 256
+ARROW_ROWS = 10_000
+"""spark.sql.execution.arrow.maxRecordsPerBatch"""
+TOLERANCE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Lists:
+    """Of every user, in the order of the users: K tokens and their logits."""
+
+    tokens: np.ndarray
+    scores: np.ndarray
+
+
+def untrained_artifact(folder: str, histories: SimulatedHistories) -> str:
+    torch.manual_seed(1)
+    model = NextEventModel(ModelConfig(use_time_gaps=False), histories.num_tokens, histories.num_event_types)
+    with torch.no_grad():
+        model.head.weight.mul_(5)  # an untrained head's logits are too near one another to be ordered
+    save_manifest(folder, save_content(folder, model, {}, {}))
+    return folder
+
+
+def ours(path: str, users: pa.RecordBatch) -> Lists:
+    arrow_batches = (users.slice(first, ARROW_ROWS) for first in range(0, users.num_rows, ARROW_ROWS))
+    found = pa.Table.from_batches(
+        recommend(arrow_batches, artifact_path=path, k=K, batch_rows=BATCH_ROWS, exclude_seen=False)
+    )
+    place = {user: place for place, user in enumerate(users.column("user_id").to_pylist())}
+    user = np.array([place[name] for name in found.column("user_id").to_pylist()])
+    rank = found.column("rank").to_numpy() - 1
+    tokens = np.zeros((users.num_rows, K), np.int64)
+    scores = np.zeros((users.num_rows, K))
+    tokens[user, rank], scores[user, rank] = found.column("token").to_numpy(), found.column("score").to_numpy()
+    return Lists(tokens, scores)
+
+
+def naive(path: str, users: pa.RecordBatch) -> Lists:
+    model = load_artifact(path).model
+    found = [
+        top_items_of(model, history_batch(users.slice(first, BATCH_ROWS)), K)
+        for first in range(0, users.num_rows, BATCH_ROWS)
+    ]
+    return Lists(torch.cat([each[0] for each in found]).numpy(), torch.cat([each[1] for each in found]).numpy())
+
+
+def require_same(one: Lists, other: Lists) -> None:
+    apart = float(np.abs(one.scores - other.scores).max())
+    # Where two items score alike but for rounding, either may stand first.
+    differs = (one.tokens != other.tokens) & (np.abs(one.scores - other.scores) > TOLERANCE)
+    if apart > TOLERANCE or differs.any():
+        raise SystemExit(f"the naive loop and ours differ: scores by {apart}, {int(differs.sum())} places of the lists")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--turns", type=int, default=0)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    num_users, num_items = (2_000, 1_000) if given.quick else (20_000, 10_000)
+    histories = simulated_histories(
+        SimulationConfig(num_users=num_users, num_items=num_items, items_per_intent=num_items * 3 // 20)
+    )
+    users = histories.held_out.combine_chunks().to_batches()[0]
+    users = users.take(pa.array(np.random.default_rng(0).permutation(users.num_rows)))
+    seconds: dict[str, list[float]] = {"ours": [], "naive_loop": []}
+    with tempfile.TemporaryDirectory() as folder:
+        path = untrained_artifact(folder, histories)
+        for _ in range(given.turns or (1 if given.quick else 3)):
+            lists = {}
+            for name, work in (("ours", ours), ("naive_loop", naive)):
+                began = time.perf_counter()
+                lists[name] = work(path, users)
+                seconds[name].append(time.perf_counter() - began)
+            require_same(lists["ours"], lists["naive_loop"])
+    num_events = len(users.column("tokens").flatten())
+    print(f"{users.num_rows:,} users, {num_events:,} events, {num_items:,} items, lists of {K}; one thread")
+    for name, all_turns in seconds.items():
+        middle = statistics.median(all_turns)
+        print(f"{name:<11} {middle:7.2f} s  {users.num_rows / middle:9,.0f} users/s")
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds["naive_loop"], strict=True)]
+    ratio = {"naive_loop": round(statistics.median(ratios), 2)}
+    print(json.dumps({"benchmark": "scoring", "ratios": ratio, "bars": BARS}))
+
+
+if __name__ == "__main__":
+    main()
