@@ -1,4 +1,4 @@
-"""Scoring against a naive torch loop: python -m tests.benchmarks.scoring [--quick]
+"""Scoring against a naive torch loop, and a night of many users: python -m tests.benchmarks.scoring [--quick] [--users N]
 
 Users of the simulator with untrained weights of the default network, one thread, no Spark. In turns within one run:
 
@@ -6,6 +6,10 @@ Users of the simulator with untrained weights of the default network, one thread
     naive_loop  the same network over the same users, 256 at a time as they come, padded (naive_scoring.py)
 
 Lists and scores of both are compared. `naive_loop` is the median over turns of its time over ours; above 1 ours is faster.
+
+Then the stage itself, in Spark, on N users (a million; 20,000 with --quick) of five events and two sessions each on
+average: all of them, then a night in which one in a hundred has a new session. `incremental_1pct` is the second's time over
+the first's. Printed too: the largest resident set of a Python worker, which must not grow with the users.
 """
 
 from __future__ import annotations
@@ -21,13 +25,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from llm_spark.config import ModelConfig
+from llm_spark import config as settings
+from llm_spark import spark as spark_room
+from llm_spark.config import ModelConfig, SparkConfig
 from llm_spark.model.artifact import load_artifact, save_content, save_manifest
 from llm_spark.model.network import NextEventModel
+from llm_spark.pipelines.stages import run_stage
 from llm_spark.scoring import recommend
 from llm_spark.scoring.histories import history_batch
 from llm_spark.simulation import SimulationConfig
+from llm_spark.tables.warehouse import Warehouse
 from tests.benchmarks.naive_scoring import top_items_of
+from tests.benchmarks.scorable_warehouse import add_a_night, write_users
 from tests.benchmarks.simulated_histories import SimulatedHistories, simulated_histories
 
 BARS = {"naive_loop": 1.5}
@@ -86,10 +95,27 @@ def require_same(one: Lists, other: Lists) -> None:
         raise SystemExit(f"the naive loop and ours differ: scores by {apart}, {int(differs.sum())} places of the lists")
 
 
+def night_of(num_users: int, num_items: int) -> float:
+    """Seconds of a night of 1 % new sessions over those of scoring everybody."""
+    spark = spark_room.session(SparkConfig(driver_memory="3g"), "benchmark scoring")
+    with tempfile.TemporaryDirectory() as folder:
+        warehouse = Warehouse(spark, folder)
+        write_users(warehouse, num_users, num_items)
+        config = settings.load(None, [f"warehouse={folder}", "ingest.columns={user: user, item: item, time: time}"], ())
+        everybody = run_stage("score", warehouse, config)
+        add_a_night(warehouse, num_users, num_items, one_in=100)
+        visitors = run_stage("score", warehouse, config)
+    spark.stop()
+    for name, account in (("all", everybody), ("1 %", visitors)):
+        print(f"{name:<4} {account.seconds:7.1f} s  {account.rows_out}  {'; '.join(account.remarks)}")
+    return visitors.seconds / everybody.seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--turns", type=int, default=0)
+    parser.add_argument("--users", type=int, default=0, help="scored by the stage in Spark")
     given = parser.parse_args()
     torch.set_num_threads(1)
     num_users, num_items = (2_000, 1_000) if given.quick else (20_000, 10_000)
@@ -115,6 +141,8 @@ def main() -> None:
         print(f"{name:<11} {middle:7.2f} s  {users.num_rows / middle:9,.0f} users/s")
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["naive_loop"], strict=True)]
     ratio = {"naive_loop": round(statistics.median(ratios), 2)}
+    num_scored = given.users or (20_000 if given.quick else 1_000_000)
+    ratio["incremental_1pct"] = round(night_of(num_scored, num_items), 3)
     print(json.dumps({"benchmark": "scoring", "ratios": ratio, "bars": BARS}))
 
 
