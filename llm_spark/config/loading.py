@@ -12,6 +12,7 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from llm_spark.config.checks import is_date, require
 from llm_spark.config.drift import DriftConfig
 from llm_spark.config.gate import GateConfig
 from llm_spark.config.ingest import IngestConfig
@@ -29,6 +30,10 @@ class Config:
 
     warehouse: str = "warehouse"
     """Root of all tables and model artifacts: a folder, or s3a://, hdfs://, abfss://."""
+    as_of: str | None = None
+    """UTC date: every stage but ingest and sessionize then works as it would have at the end of that day, and leaves out what happened after it,
+    whenever it arrived. Not given: the day of the newest event. On or after that day it leaves out nothing; drift then also notices that the
+    days since are empty."""
     spark: SparkConfig = field(default_factory=SparkConfig)
     ingest: IngestConfig = field(default_factory=IngestConfig)
     sessionize: SessionizeConfig = field(default_factory=SessionizeConfig)
@@ -44,6 +49,8 @@ class Config:
 
     def __post_init__(self) -> None:
         self.gate.chosen_metric(self.evaluate.ks)
+        if self.as_of is not None:
+            require(is_date(self.as_of), "as_of", self.as_of, "write a date such as 2026-01-31")
 
 
 def _known_keys(node: Any, prefix: str = "") -> list[str]:

@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from llm_spark.errors import DataError
 from llm_spark.pipelines.account import Account, Check
-from llm_spark.schemas import DATA_QUALITY, EVENT_TYPES, SEQUENCES, SESSIONS, VOCABULARY
+from llm_spark.schemas import DATA_QUALITY, EVENT_TYPES, SEQUENCES, VOCABULARY
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.transforms.certificate import (
     LAWS,
@@ -28,8 +28,8 @@ from llm_spark.transforms.history_kernel import BY_TIME
 from llm_spark.transforms.splits import SplitTimes
 
 
-def certify(warehouse: Warehouse, sessions_version: int, account: Account) -> None:
-    """Count how often each law is broken by the newest sequences, set against the sessions that they were made from.
+def certify(warehouse: Warehouse, sessions: DataFrame, account: Account) -> None:
+    """Count how often each law is broken by the newest sequences, set against the `sessions` that they were made from.
 
     Raises DataError naming the laws that do not hold; what was counted is recorded either way.
     """
@@ -39,7 +39,6 @@ def certify(warehouse: Warehouse, sessions_version: int, account: Account) -> No
     if note is None:
         raise DataError("the sequences table was not written by `llm-spark sequences`: run it again")
     sequences = warehouse.read(SEQUENCES, version)
-    sessions = warehouse.read(SESSIONS, sessions_version)
     found = violations(sequences, sessions, warehouse.read(VOCABULARY), warehouse.read(EVENT_TYPES), note)
     subject, table = _subject(warehouse.data_version(SEQUENCES, version)), _table(log.table_id)
     for name in laws_of(note["split"]):

@@ -25,7 +25,8 @@ _SOURCES = (RUNS, DATA_QUALITY, TRAINING_METRICS, EVALUATION, MODELS, PREDICTION
 
 
 def report(warehouse: Warehouse, config: Config, account: Account, output: str = "") -> None:
-    """Write the page to `output`, or where that is empty to <warehouse>/reports/report-<day of the newest run>.html.
+    """Write the page to `output`, or where that is empty to <warehouse>/reports/report-<as_of, or the day of the newest run>.html. Under as_of it
+    tells of the newest runs that were of that day or an earlier one, and shows users as they were scored then.
 
     The same tables give the same bytes, so that a page that is there already is nothing to do. UserError where no table is there yet, or the
     file cannot be written.
@@ -35,7 +36,7 @@ def report(warehouse: Warehouse, config: Config, account: Account, output: str =
         raise UserError(f"nothing has run in the warehouse '{warehouse.root}' yet: run `llm-spark ingest` first")
     with progress("report: tables"):
         night = night_of(warehouse, config)
-    path = output or f"{warehouse.root}/reports/report-{night.date or 'undated'}.html"
+    path = output or f"{warehouse.root}/reports/report-{config.as_of or night.date or 'undated'}.html"
     with progress("report: page"):
         content = page(night).encode()
     if _read(path) == content:
@@ -74,7 +75,7 @@ def night_of(warehouse: Warehouse, config: Config) -> Report:
         estimates=estimates_of(warehouse, model_id, metric),
         models=models,
         num_models=num_models,
-        users=example_users(warehouse, config.report.num_users),
+        users=example_users(warehouse, config.report.num_users, config.as_of),
         num_users_asked=config.report.num_users,
     )
 

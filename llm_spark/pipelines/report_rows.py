@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import date
 from typing import Any
 
 from pyspark.sql import Column, DataFrame, Row
@@ -138,11 +139,14 @@ def registered_models(warehouse: Warehouse) -> tuple[list[Model], int]:
     return models, len(rows)
 
 
-def example_users(warehouse: Warehouse, num_users: int) -> list[User]:
-    """So many users of the newest day with what is foretold of them; those whose predictions have reasons first, by a hash of their ids."""
+def example_users(warehouse: Warehouse, num_users: int, as_of: str | None = None) -> list[User]:
+    """So many users of the newest day (up to `as_of`) with what is foretold of them; those whose predictions have reasons first, by a hash of
+    their ids."""
     if not num_users:
         return []
     predictions = _rows(warehouse, PREDICTIONS)
+    if as_of is not None:
+        predictions = predictions.where(F.col("as_of_date") <= F.lit(date.fromisoformat(as_of)))
     newest = predictions.agg(F.max("as_of_date").alias("day")).first()
     if newest is None or newest["day"] is None:
         return []
