@@ -18,6 +18,7 @@ from llm_spark.config.gate import GateConfig
 from llm_spark.config.ingest import IngestConfig
 from llm_spark.config.maintain import MaintainConfig
 from llm_spark.config.model import EvaluateConfig, ModelConfig, ScoreConfig, TrainConfig
+from llm_spark.config.nightly import NightlyConfig
 from llm_spark.config.report import ReportConfig
 from llm_spark.config.sequences import SequencesConfig, SessionizeConfig
 from llm_spark.config.spark import SparkConfig
@@ -45,6 +46,7 @@ class Config:
     score: ScoreConfig = field(default_factory=ScoreConfig)
     drift: DriftConfig = field(default_factory=DriftConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    nightly: NightlyConfig = field(default_factory=NightlyConfig)
     maintain: MaintainConfig = field(default_factory=MaintainConfig)
 
     def __post_init__(self) -> None:

@@ -60,15 +60,18 @@ def drift(warehouse: Warehouse, config: Config, account: Account) -> None:
     }
     if SESSIONS.name in tables:
         tables[SESSIONS.name] = as_of.of(tables[SESSIONS.name])
+    account.begin(f"judge the window that ends with {as_of.day}")
     with progress("drift"):
         calendar = _calendar(settings, as_of.day)
+        scored_days_back = _scored_days_back(tables.get(PREDICTIONS.name), as_of.day)
         scene = Scene(
-            _counts(tables, calendar, settings, attributes),
+            _counts(tables, calendar, calendar.moved_back(scored_days_back), settings, attributes),
             calendar,
             settings,
             [w for w in range(1, settings.num_references + 1) if _is_known(calendar, w, first_day)],
             [w for w in range(settings.num_references + 1) if _has_a_past(calendar, w, first_day, settings)],
             {name: why for table, (why, names) in _WITHOUT.items() if table not in tables for name in names},
+            scored_days_back,
         )
         found = findings(scene)
     advice = retraining_advice(found, settings.rules)
@@ -155,6 +158,15 @@ def _span(events: DataFrame) -> tuple[date, date]:
     return row["first"], row["last"]
 
 
+def _scored_days_back(predictions: DataFrame | None, as_of: date) -> int:
+    """1 where that day is not scored yet and the day before is: a night judges its data before it trains, and scores last."""
+    if predictions is None:
+        return 0
+    near = predictions.where(F.col("as_of_date").isin(as_of, as_of - timedelta(days=1)))
+    newest = near.agg(F.max("as_of_date")).first()
+    return (as_of - newest[0]).days if newest is not None and newest[0] is not None else 0
+
+
 def _calendar(settings: DriftConfig, as_of: date) -> Calendar:
     excluded = frozenset(date.fromisoformat(day) for day in settings.exclude_dates)
     return Calendar(as_of, settings.window_days, settings.num_references, excluded)
@@ -169,7 +181,11 @@ def _has_a_past(calendar: Calendar, window: int, first_day: date, settings: Drif
 
 
 def _counts(
-    tables: Mapping[str, DataFrame], calendar: Calendar, settings: DriftConfig, attributes: Sequence[str]
+    tables: Mapping[str, DataFrame],
+    calendar: Calendar,
+    scored: Calendar,
+    settings: DriftConfig,
+    attributes: Sequence[str],
 ) -> Counts:
     events = tables[EVENTS.name]
     items = counting.item_windows(events, tables.get(VOCABULARY.name), calendar, settings.new_item_days)
@@ -182,7 +198,7 @@ def _counts(
         frames.append(counting.session_lengths(tables[SESSIONS.name], calendar))
     if PREDICTIONS.name in tables:
         predictions = tables[PREDICTIONS.name]
-        frames.append(counting.score_distribution(predictions, calendar))
+        frames.append(counting.score_distribution(predictions, scored))
         frames.append(counting.hits(predictions, events, calendar, settings.hit_k, settings.hit_days))
     counts = counting.all_counts(frames).localCheckpoint()
     rows: list[Any] = counting.grouped(counts, settings).collect()

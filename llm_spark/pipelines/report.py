@@ -42,6 +42,7 @@ def report(warehouse: Warehouse, config: Config, account: Account, output: str =
     if _read(path) == content:
         account.nothing_to_do = f"'{path}' tells of these tables already"
         return
+    account.begin(f"write '{path}'")
     _write(path, content)
     account.rows_in = {
         "runs": len(night.runs),
@@ -56,7 +57,7 @@ def report(warehouse: Warehouse, config: Config, account: Account, output: str =
 
 def night_of(warehouse: Warehouse, config: Config) -> Report:
     """All that the page shows, from bounded queries: no table is gathered whole but the registry."""
-    runs = newest_runs(warehouse)
+    runs = newest_runs(warehouse, config.as_of)
     checks, num_left_out = checks_of(warehouse, [run.run_id for run in runs])
     models, num_models = registered_models(warehouse)
     model_id, champion_id = evaluated_ids(warehouse)

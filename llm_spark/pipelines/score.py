@@ -12,6 +12,7 @@ from llm_spark.config import Config
 from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.as_of import as_of_sessions
+from llm_spark.pipelines.evaluation_window import require_same_vocabulary
 from llm_spark.pipelines.features import require_session_features
 from llm_spark.pipelines.registry.serving import champion
 from llm_spark.schemas import EVENT_TYPES, PREDICTIONS, SESSIONS, VOCABULARY
@@ -44,6 +45,8 @@ def score(warehouse: Warehouse, config: Config, account: Account) -> None:
     if warehouse.origin(PREDICTIONS) == origin:
         account.nothing_to_do = f"predictions as of {as_of} by model {model.model_id} are there already"
         return
+    require_same_vocabulary(warehouse, model)
+    account.begin(f"score every user as of {as_of} by model {model.model_id}")
     # Append-only tables: what the model knows are the tokens below its own number of them.
     vocabulary = warehouse.read(VOCABULARY).where(F.col("token") < model.num_tokens)
     event_types = warehouse.read(EVENT_TYPES).where(F.col("token") < model.num_event_types)

@@ -14,7 +14,7 @@ from llm_spark.errors import DataError, UsageError
 from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.as_of import as_of_sessions
-from llm_spark.pipelines.certificate import certify, is_certified
+from llm_spark.pipelines.certificate import certify, is_certified, was_measured
 from llm_spark.pipelines.features import features_note, require_session_features
 from llm_spark.pipelines.outcomes import asked_outcomes, label_lines, outcomes_note
 from llm_spark.pipelines.values import fitted_treatment, note_missing_values
@@ -45,16 +45,24 @@ def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
         **outcomes_note(config.model.outcomes),
     }
     origin = warehouse.origin(SEQUENCES)
-    if origin is not None and origin["made_from"] == made_from and is_certified(warehouse):
+    is_written = origin is not None and origin["made_from"] == made_from
+    if is_written and is_certified(warehouse):
         account.nothing_to_do = f"sequences are those of sessions v{sessions_version}{_as_of_day(made_from)} already"
         return
     require_session_features(warehouse, config.model.features, "model.features")
+    account.begin(f"write the histories of sessions v{sessions_version}{_as_of_day(made_from)}")
     if config.model.outcomes and settings.split != BY_TIME:
         raise UsageError(
             f"sequences.split is '{settings.split}', under which no time says what an outcome's label may know: "
             "give sequences.split=time, or leave out model.outcomes"
         )
     sessions = as_of.of(all_sessions) if as_of is not None else all_sessions
+    if is_written and not was_measured(warehouse):
+        # Killed in between: written again they would be another version, and all that is made from them another thing.
+        with progress("sequences: certificate"):
+            certify(warehouse, sessions, account)
+        account.read = {SESSIONS.name: sessions_version}
+        return
     with progress("sequences: vocabulary"):
         times = _split_times(sessions, settings) if settings.split == BY_TIME else None
         trained = training_sessions(sessions, settings.split, times)
