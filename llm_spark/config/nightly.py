@@ -16,9 +16,9 @@ class NightlyConfig:
     """When a night trains, and what it does where another one is under way."""
 
     train: str = ADVISED
-    """advised: as the night's own drift advises, from scratch or with a warm start, and not at all where the data look broken; always; never;
-    or `every 7 days`, counted in as_of days. All but advised begin as train.warm_start says. The first night always trains, for nothing could
-    score without a model."""
+    """advised: as the night's own drift advises, from scratch or with a warm start (every 7 days until it has weeks enough to judge by); or
+    `every N days`, counted in as_of days; neither trains where the data look broken. always and never mean that. All but drift's advice begin as
+    train.warm_start says. The first night trains under every rule, for nothing could score without a model."""
     wait_minutes: float = 0.0
     """So long a night waits for another one on the same warehouse before it gives up, naming it. 0: a scheduler tries again by itself."""
 

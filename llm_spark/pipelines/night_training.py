@@ -23,10 +23,11 @@ from llm_spark.pipelines.registry.aliases import read_models
 from llm_spark.pipelines.registry.serving import champion, objection_to
 from llm_spark.schemas import DATA_QUALITY, SESSIONS
 from llm_spark.tables.warehouse import Warehouse
-from llm_spark.transforms.drift_rules import NONE, WARM_START
+from llm_spark.transforms.drift_rules import NONE, NOTHING_JUDGED, WARM_START
 
 DECISION = "training_decision"
 AS_CONFIGURED = "as_configured"
+_DAYS_UNJUDGED = 7
 
 
 @dataclass(frozen=True)
@@ -86,28 +87,28 @@ def due_training(warehouse: Warehouse, config: Config, day: date, night: datetim
         return Training(NONE, "nightly.train is never")
     if rule == ALWAYS:
         return Training(AS_CONFIGURED, "nightly.train is always")
-    if rule == ADVISED:
-        advice = latest_advice(warehouse)
-        return (
-            Training(advice.action, advice.reason)
-            if advice is not None
-            else Training(NONE, "drift has advised nothing yet")
+    advice = latest_advice(warehouse)
+    if advice is not None and advice.is_withheld:
+        return Training(NONE, advice.reason)
+    if rule != ADVISED:
+        num_days = config.nightly.every_days
+        assert num_days is not None
+        return _by_days(warehouse, day, num_days, f"nightly.train is '{rule}'")
+    if advice is None or advice.reason == NOTHING_JUDGED:
+        # For its first weeks drift has too few earlier windows, and the first night's model would score all that time.
+        return _by_days(
+            warehouse, day, _DAYS_UNJUDGED, f"drift could judge nothing yet, so every {_DAYS_UNJUDGED} days"
         )
-    return _by_days(warehouse, config, day)
+    return Training(advice.action, advice.reason)
 
 
-def _by_days(warehouse: Warehouse, config: Config, day: date) -> Training:
+def _by_days(warehouse: Warehouse, day: date, num_days: int, why: str) -> Training:
     trained = [date.fromisoformat(made["day"]) for made in _decisions(warehouse) if made["action"] != NONE]
     last = max((earlier for earlier in trained if earlier < day), default=None)
-    num_days = config.nightly.every_days
-    assert num_days is not None
     if last is None:
-        return Training(AS_CONFIGURED, f"nightly.train is '{config.nightly.train}', and no earlier night has trained")
+        return Training(AS_CONFIGURED, f"{why}, and no earlier night has trained")
     due = (day - last).days >= num_days
-    return Training(
-        AS_CONFIGURED if due else NONE,
-        f"nightly.train is '{config.nightly.train}', and the night of {last} trained last",
-    )
+    return Training(AS_CONFIGURED if due else NONE, f"{why}, and the night of {last} trained last")
 
 
 def _key(warehouse: Warehouse, rule: str) -> dict[str, Any]:
