@@ -19,7 +19,8 @@ from llm_spark.pipelines import STAGES
 
 # What a stage reads of the config and cannot do without.
 _NEEDS: dict[str, tuple[str, ...]] = {
-    stage: ("ingest",) if stage in ("ingest", "sessionize", "score") else () for stage in STAGES
+    stage: ("ingest",) if stage in ("ingest", "sessionize", "score", "nightly") else ()
+    for stage in (*STAGES, "nightly")
 }
 
 _MODEL_ACTIONS = {
@@ -96,6 +97,15 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--show-config", action="store_true", help="print the merged settings and stop")
         if stage == "report":
             added.add_argument("--output", default="", metavar="FILE", help="where to write the page instead")
+    nightly = command(
+        "nightly", "one night: every stage in turn, going on where an earlier run of it stopped", _run_nightly
+    )
+    configured(nightly)
+    nightly.add_argument(
+        "--as-of", metavar="DATE", help="the night of this UTC day (as_of=DATE); not given: of the newest event"
+    )
+    nightly.add_argument("--dry-run", action="store_true", help="say what every step would do, and write nothing")
+    nightly.add_argument("--show-config", action="store_true", help="print the merged settings and stop")
     maintain = command("maintain", "join small files, and remove those that no version in use needs", _run_stage)
     configured(maintain)
     maintain.add_argument("--show-config", action="store_true", help="print the merged settings and stop")
@@ -143,10 +153,23 @@ def _run_stage(given: argparse.Namespace) -> None:
     if given.show_config:
         print(settings.show(loaded), end="")
         return
-    from llm_spark.pipelines.stages import run_stage
+    from llm_spark.pipelines.night import run_by_hand
 
     options = {name: value for name in ("force", "output") if (value := getattr(given, name, None))}
-    _with_spark(loaded, lambda warehouse: run_stage(given.command, warehouse, loaded, **options))
+    _with_spark(loaded, lambda warehouse: run_by_hand(given.command, warehouse, loaded, **options))
+
+
+def _run_nightly(given: argparse.Namespace) -> None:
+    if given.as_of is not None:
+        given.overrides = [*given.overrides, f"as_of={given.as_of}"]
+    loaded = _load(given, () if given.show_config else _NEEDS["nightly"])
+    if given.show_config:
+        print(settings.show(loaded), end="")
+        return
+    from llm_spark.pipelines.dry_run import print_plan
+    from llm_spark.pipelines.nightly import nightly
+
+    _with_spark(loaded, lambda warehouse: (print_plan if given.dry_run else nightly)(warehouse, loaded))
 
 
 def _with_spark(loaded: Config, work: Callable) -> None:

@@ -50,6 +50,19 @@ class Table:
     """Rows of a Parquet row group, 0 for what fits into 128 MiB."""
     is_pinned: bool = False
     """Whether models pin versions of it, which then have to stay readable."""
+    added_later: tuple[str, ...] = ()
+    """Columns that tables of earlier versions of this program lack: null in their rows. A table that lacks any other is not read."""
+    is_derived: bool = False
+    """Whether its stage can write all of it anew from other tables."""
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a table that cannot be read, as the end of a sentence."""
+        if self.is_derived:
+            return (
+                f"run `llm-spark {self.written_by}`, which writes it anew, or restore an earlier version of the table"
+            )
+        return "restore an earlier version of the table, or rename the columns"
 
 
 def _columns(*columns: tuple[str, t.DataType, str]) -> t.StructType:
@@ -144,6 +157,7 @@ SESSIONS = Table(
     ),
     # A night touches the newest month alone, and late events of few users few buckets.
     ("started_month", "user_bucket"),
+    is_derived=True,
 )
 
 SESSIONS_SET_ASIDE = Table(
@@ -158,6 +172,7 @@ SESSIONS_SET_ASIDE = Table(
         ).fields
     ),
     SESSIONS.partition_by,
+    is_derived=True,
 )
 
 VOCABULARY = Table(
@@ -218,6 +233,8 @@ SEQUENCES = Table(
     # A reader shuffles and shards row groups: some ten thousand rows are quick to read and still many groups.
     rows_per_group=16_384,
     is_pinned=True,
+    added_later=("features", "outcome_places", "outcome_elapsed_seconds", "outcome_labels"),
+    is_derived=True,
 )
 
 MODELS = Table(
@@ -249,6 +266,7 @@ MODELS = Table(
             "every alias that it ever got, the oldest first",
         ),
     ),
+    added_later=("code_version", "changed_at", "moves"),
 )
 
 TRAINING_METRICS = Table(
@@ -324,6 +342,7 @@ EVALUATION = Table(
         ),
         ("sequences_version", LONG, "version of the sequences table it was measured on"),
     ),
+    added_later=("against",),
 )
 
 PREDICTIONS = Table(
@@ -361,6 +380,7 @@ PREDICTIONS = Table(
         _RUN_ID,
     ),
     ("as_of_date",),
+    added_later=("reasons", "memory_weight"),
 )
 
 DATA_QUALITY = Table(
@@ -393,8 +413,29 @@ RUNS = Table(
         ("stage", TEXT, "the stage"),
         ("started_at", TIME, "when it began"),
         ("seconds", t.DoubleType(), "how long it took"),
-        ("outcome", TEXT, "done"),
-        ("account", TEXT, "rows in, out and rejected by reason, versions read and written, JSON"),
+        ("outcome", TEXT, "done; under nightly also refused (the data or a model did not pass a gate) or failed"),
+        ("account", TEXT, "rows in, out and rejected by reason, versions read and written, JSON; of a night its steps"),
+        ("reason", TEXT, "of a run that is not done, why; else null"),
+        ("night_id", TEXT, "the run of `llm-spark nightly` that it was a step of; null for a stage by hand"),
+        (
+            "as_of_date",
+            t.DateType(),
+            "the UTC day at whose end it worked; null where that is the day of the newest event",
+        ),
+    ),
+    added_later=("reason", "night_id", "as_of_date"),
+)
+
+LOCKS = Table(
+    "locks",
+    "One lock that a run holds, or held until it was killed; in object storage alone",
+    "nightly",
+    _columns(
+        ("name", TEXT, "what is locked: nightly"),
+        ("owner", TEXT, "who holds it: run, process and host"),
+        ("token", TEXT, "drawn anew each time that it is taken"),
+        ("taken_at", TIME, "since when"),
+        ("expires_at", TIME, "until when, unless its owner renews it: one that was killed does not"),
     ),
 )
 
@@ -415,5 +456,6 @@ TABLES = {
         PREDICTIONS,
         DATA_QUALITY,
         RUNS,
+        LOCKS,
     )
 }

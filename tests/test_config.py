@@ -127,7 +127,7 @@ def test_settings_that_a_stage_does_not_need_may_be_missing() -> None:
         "sequences.clip_values.method=mean",
         "sequences.clip_values.num_mads=0",
         "sequences.clip_values.low_quantile=0.9999",
-        "drift.as_of=yesterday",
+        "as_of=yesterday",
         "drift.window_days=0",
         "drift.min_references=3",
         "drift.num_references=3",

@@ -9,6 +9,7 @@ from llm_spark.config.ingest import MISSING_RULES, ColumnsConfig, IngestConfig, 
 from llm_spark.config.loading import Config, from_overrides, load, show
 from llm_spark.config.maintain import MaintainConfig
 from llm_spark.config.model import EvaluateConfig, ModelConfig, ScoreConfig, TrainConfig
+from llm_spark.config.nightly import NightlyConfig
 from llm_spark.config.outcomes import OutcomeConfig
 from llm_spark.config.report import ReportConfig
 from llm_spark.config.sequences import SPLIT_KINDS, BotsConfig, ClipValuesConfig, SequencesConfig, SessionizeConfig
@@ -30,6 +31,7 @@ __all__ = [
     "MaintainConfig",
     "MissingConfig",
     "ModelConfig",
+    "NightlyConfig",
     "NormaliseItemConfig",
     "OutcomeConfig",
     "ReportConfig",

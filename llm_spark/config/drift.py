@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from datetime import date
 from typing import ClassVar
 
-from llm_spark.config.checks import one_of, require
+from llm_spark.config.checks import is_date, one_of, require
 
 MEASURES = (
     "volume",
@@ -109,12 +108,9 @@ class DriftRules:
 class DriftConfig:
     """The newest window of days against the same days of earlier weeks."""
 
-    as_of: str | None = None
-    """UTC date: the last day of the window that is judged. Not given: the day of the newest event. A nightly run should give its own date, so
-    that a day without any event is noticed."""
     window_days: int = 1
-    """Days of a window. It is compared with windows of the same weekdays, whole weeks earlier. One, so that a fault is told the night it
-    comes; 7 tells smaller changes, and later."""
+    """Days of a window; the judged one ends with as_of. It is compared with windows of the same weekdays, whole weeks earlier. One, so that a
+    fault is told the night it comes; 7 tells smaller changes, and later."""
     num_references: int = 12
     """Earlier windows looked at, at most; a quarter of a year of weeks. A third of them, four at most, are what a window is compared with; the
     others tell how far a window usually lies from those before it."""
@@ -155,14 +151,5 @@ class DriftConfig:
         require(enough, "drift.num_references", self.num_references, remedy)
         rise = self.max_unknown_rise
         require(0 < rise <= 1, "drift.max_unknown_rise", rise, "give a share above 0, at most 1")
-        for text in [*self.exclude_dates, *([self.as_of] if self.as_of is not None else [])]:
-            key = "drift.as_of" if text == self.as_of else "drift.exclude_dates"
-            require(_is_date(text), key, text, "write a date such as 2026-01-31")
-
-
-def _is_date(text: str) -> bool:
-    try:
-        date.fromisoformat(str(text))
-    except ValueError:
-        return False
-    return True
+        for text in self.exclude_dates:
+            require(is_date(text), "drift.exclude_dates", text, "write a date such as 2026-01-31")

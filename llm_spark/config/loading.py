@@ -12,11 +12,13 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from llm_spark.config.checks import is_date, require
 from llm_spark.config.drift import DriftConfig
 from llm_spark.config.gate import GateConfig
 from llm_spark.config.ingest import IngestConfig
 from llm_spark.config.maintain import MaintainConfig
 from llm_spark.config.model import EvaluateConfig, ModelConfig, ScoreConfig, TrainConfig
+from llm_spark.config.nightly import NightlyConfig
 from llm_spark.config.report import ReportConfig
 from llm_spark.config.sequences import SequencesConfig, SessionizeConfig
 from llm_spark.config.spark import SparkConfig
@@ -29,6 +31,10 @@ class Config:
 
     warehouse: str = "warehouse"
     """Root of all tables and model artifacts: a folder, or s3a://, hdfs://, abfss://."""
+    as_of: str | None = None
+    """UTC date: every stage but ingest and sessionize then works as it would have at the end of that day, and leaves out what happened after it,
+    whenever it arrived. Not given: the day of the newest event. On or after that day it leaves out nothing; drift then also notices that the
+    days since are empty."""
     spark: SparkConfig = field(default_factory=SparkConfig)
     ingest: IngestConfig = field(default_factory=IngestConfig)
     sessionize: SessionizeConfig = field(default_factory=SessionizeConfig)
@@ -40,10 +46,13 @@ class Config:
     score: ScoreConfig = field(default_factory=ScoreConfig)
     drift: DriftConfig = field(default_factory=DriftConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    nightly: NightlyConfig = field(default_factory=NightlyConfig)
     maintain: MaintainConfig = field(default_factory=MaintainConfig)
 
     def __post_init__(self) -> None:
         self.gate.chosen_metric(self.evaluate.ks)
+        if self.as_of is not None:
+            require(is_date(self.as_of), "as_of", self.as_of, "write a date such as 2026-01-31")
 
 
 def _known_keys(node: Any, prefix: str = "") -> list[str]:

@@ -219,8 +219,6 @@ class EvaluateConfig:
 class ScoreConfig:
     """Predictions for every user."""
 
-    as_of: str | None = None
-    """UTC date: only events before its end are used. Not given: the day of the newest event."""
     k: int = 10
     """Recommended next items for each user."""
     batch_rows: int = 256

@@ -7,11 +7,14 @@ import json
 import time
 import uuid
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 from llm_spark.logs import log
 from llm_spark.schemas import DATA_QUALITY, RUNS, Table
 from llm_spark.tables.warehouse import Warehouse
+
+DONE, REFUSED, FAILED = "done", "refused", "failed"
+"""How a run ends, as `runs` says it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ class Account:
     """What was measured of the data; recorded also where the stage then refuses to go on."""
     refusal: str = ""
     """What did not pass a gate although the rest was done; the stage ends with exit code 3."""
+    night_id: str = ""
+    """The night that it is a step of; empty by hand."""
+    as_of_date: date | None = None
+    """The setting as_of."""
     seconds: float = 0.0
     _began: float = field(default_factory=time.monotonic)
 
@@ -58,7 +65,7 @@ class Account:
             log.info("%s: nothing to do, %s", self.stage, self.nothing_to_do)
             return
         self.record_checks(warehouse)
-        self._record(warehouse)
+        self.record(warehouse, REFUSED if self.refusal else DONE, self.refusal)
         for line in self.lines():
             log.info("%s", line)
 
@@ -90,8 +97,16 @@ class Account:
             lines.append(f"  {'; '.join(versions)}")
         return lines + [f"  {remark}" for remark in self.remarks]
 
-    def _record(self, warehouse: Warehouse) -> None:
+    def begin(self, what: str = "") -> None:
+        """The stage has found something to do, and begins: a dry run ends here."""
+
+    def record(self, warehouse: Warehouse, outcome: str, reason: str = "") -> None:
+        """Append this run to `runs`, once."""
+        self.seconds = self.seconds or time.monotonic() - self._began
         told = dataclasses.asdict(self)
         kept = {name: told[name] for name in ("rows_in", "rows_out", "rejected", "read", "written", "remarks")}
-        row = (self.run_id, self.stage, self.started_at, self.seconds, "done", json.dumps(kept))
-        warehouse.append(RUNS, warehouse.spark.createDataFrame([row], RUNS.schema).coalesce(1), f"run-{self.run_id}")
+        account = json.dumps(kept)
+        row = (self.run_id, self.stage, self.started_at, self.seconds, outcome, account)
+        of_night = (reason or None, self.night_id or None, self.as_of_date)
+        rows = warehouse.spark.createDataFrame([(*row, *of_night)], RUNS.schema).coalesce(1)
+        warehouse.append(RUNS, rows, f"run-{self.run_id}")

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 from llm_spark.errors import DataError
 from llm_spark.pipelines.account import Account, Check
-from llm_spark.schemas import DATA_QUALITY, EVENT_TYPES, SEQUENCES, SESSIONS, VOCABULARY
+from llm_spark.schemas import DATA_QUALITY, EVENT_TYPES, SEQUENCES, VOCABULARY
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.transforms.certificate import (
     LAWS,
@@ -28,8 +28,8 @@ from llm_spark.transforms.history_kernel import BY_TIME
 from llm_spark.transforms.splits import SplitTimes
 
 
-def certify(warehouse: Warehouse, sessions_version: int, account: Account) -> None:
-    """Count how often each law is broken by the newest sequences, set against the sessions that they were made from.
+def certify(warehouse: Warehouse, sessions: DataFrame, account: Account) -> None:
+    """Count how often each law is broken by the newest sequences, set against the `sessions` that they were made from.
 
     Raises DataError naming the laws that do not hold; what was counted is recorded either way.
     """
@@ -39,7 +39,6 @@ def certify(warehouse: Warehouse, sessions_version: int, account: Account) -> No
     if note is None:
         raise DataError("the sequences table was not written by `llm-spark sequences`: run it again")
     sequences = warehouse.read(SEQUENCES, version)
-    sessions = warehouse.read(SESSIONS, sessions_version)
     found = violations(sequences, sessions, warehouse.read(VOCABULARY), warehouse.read(EVENT_TYPES), note)
     subject, table = _subject(warehouse.data_version(SEQUENCES, version)), _table(log.table_id)
     for name in laws_of(note["split"]):
@@ -67,17 +66,25 @@ def require_certificate(warehouse: Warehouse) -> None:
         raise DataError(why_not)
 
 
+def was_measured(warehouse: Warehouse) -> bool:
+    """Whether the newest sequences were held against the laws at all; they were not where the run that wrote them was killed then."""
+    return bool(_certificate_rows(warehouse))
+
+
+def _certificate_rows(warehouse: Warehouse) -> list[Row]:
+    subject, table = _subject(warehouse.data_version(SEQUENCES)), _table(warehouse.log(SEQUENCES).table_id)
+    of_version = (F.col("subject") == subject) & F.col("detail").startswith(f"{table}:")
+    checks = warehouse.read_or_empty(DATA_QUALITY).where(of_version & F.col("name").isin(list(LAWS)))
+    return checks.collect()
+
+
 def _why_not(warehouse: Warehouse) -> str:
     """Why the newest sequences are not certified; empty where they are. The newest certificate of exactly their version counts."""
     subject = _subject(warehouse.data_version(SEQUENCES))
     note = warehouse.origin(SEQUENCES)
     if note is None or "split" not in note:
         return f"{subject} were not written by this version of `llm-spark sequences`: run it again"
-    table = _table(warehouse.log(SEQUENCES).table_id)
-    checks = warehouse.read_or_empty(DATA_QUALITY).where(
-        (F.col("subject") == subject) & F.col("name").isin(list(LAWS)) & F.col("detail").startswith(f"{table}:")
-    )
-    rows = checks.collect()
+    rows = _certificate_rows(warehouse)
     if not rows:
         return f"{subject} have no certificate: run `llm-spark sequences`"
     newest = max((row["measured_at"], row["run_id"]) for row in rows)

@@ -13,9 +13,10 @@ from pyspark.sql import functions as F
 
 from llm_spark.config import Config, DriftConfig
 from llm_spark.config.drift import ERROR, WARNING
-from llm_spark.errors import DataError, UsageError
+from llm_spark.errors import DataError
 from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account, Check
+from llm_spark.pipelines.as_of import as_of_days
 from llm_spark.schemas import DATA_QUALITY, EVENTS, PREDICTIONS, SESSIONS, VOCABULARY
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.transforms import drift as counting
@@ -36,7 +37,7 @@ _WITHOUT = {
 
 
 def drift(warehouse: Warehouse, config: Config, account: Account) -> None:
-    """Judge the window that ends with drift.as_of, write what was found to data_quality, and advise on training.
+    """Judge the window that ends with as_of, write what was found to data_quality, and advise on training.
 
     DataError where there are no events, and with drift.fail_on_error after all is written where a measure is an error.
     """
@@ -44,7 +45,9 @@ def drift(warehouse: Warehouse, config: Config, account: Account) -> None:
     attributes = sorted(config.ingest.columns.attributes)
     versions = {EVENTS.name: warehouse.version(EVENTS)}
     versions |= {t.name: warehouse.version(t) for t in (SESSIONS, VOCABULARY, PREDICTIONS) if warehouse.exists(t)}
-    inputs = _inputs(warehouse, versions, settings, attributes)
+    first_day, newest_day = _span(warehouse.read(EVENTS, versions[EVENTS.name]))
+    as_of = as_of_days(config.as_of, first_day, newest_day)
+    inputs = _inputs(warehouse, versions, as_of.day, settings, attributes)
     before = _newest(warehouse, _INPUTS)
     if before is not None and before["detail"] == inputs:
         account.nothing_to_do = f"{before['subject']} was judged on these tables with these settings already"
@@ -55,16 +58,20 @@ def drift(warehouse: Warehouse, config: Config, account: Account) -> None:
         for table in (EVENTS, SESSIONS, VOCABULARY, PREDICTIONS)
         if table.name in versions
     }
+    if SESSIONS.name in tables:
+        tables[SESSIONS.name] = as_of.of(tables[SESSIONS.name])
+    account.begin(f"judge the window that ends with {as_of.day}")
     with progress("drift"):
-        first_day, last_day = _span(tables[EVENTS.name])
-        calendar = _calendar(settings, first_day, last_day)
+        calendar = _calendar(settings, as_of.day)
+        scored_days_back = _scored_days_back(tables.get(PREDICTIONS.name), as_of.day)
         scene = Scene(
-            _counts(tables, calendar, settings, attributes),
+            _counts(tables, calendar, calendar.moved_back(scored_days_back), settings, attributes),
             calendar,
             settings,
             [w for w in range(1, settings.num_references + 1) if _is_known(calendar, w, first_day)],
             [w for w in range(settings.num_references + 1) if _has_a_past(calendar, w, first_day, settings)],
             {name: why for table, (why, names) in _WITHOUT.items() if table not in tables for name in names},
+            scored_days_back,
         )
         found = findings(scene)
     advice = retraining_advice(found, settings.rules)
@@ -112,7 +119,9 @@ def account_lines(scene: Scene, found: Sequence[Finding], advice: Advice) -> lis
     return [*lines, f"advice: {advice.action}. {advice.reason}"]
 
 
-def _inputs(warehouse: Warehouse, versions: Mapping[str, int], settings: DriftConfig, attributes: list[str]) -> str:
+def _inputs(
+    warehouse: Warehouse, versions: Mapping[str, int], as_of: date, settings: DriftConfig, attributes: list[str]
+) -> str:
     """What a verdict depends on, in one line: the same again is nothing to do."""
     tables = {
         table.name: [warehouse.log(table).table_id, warehouse.data_version(table, versions[table.name])]
@@ -120,7 +129,8 @@ def _inputs(warehouse: Warehouse, versions: Mapping[str, int], settings: DriftCo
         if table.name in versions
     }
     asked = {name: value for name, value in asdict(settings).items() if name != "fail_on_error"}
-    return json.dumps({"tables": tables, "settings": asked, "attributes": attributes}, sort_keys=True)
+    told = {"tables": tables, "as_of": str(as_of), "settings": asked, "attributes": attributes}
+    return json.dumps(told, sort_keys=True)
 
 
 def _newest(warehouse: Warehouse, name: str) -> Row | None:
@@ -148,10 +158,16 @@ def _span(events: DataFrame) -> tuple[date, date]:
     return row["first"], row["last"]
 
 
-def _calendar(settings: DriftConfig, first_day: date, last_day: date) -> Calendar:
-    as_of = date.fromisoformat(settings.as_of) if settings.as_of is not None else last_day
-    if as_of < first_day:
-        raise UsageError(f"drift.as_of is {as_of}, before the first event ({first_day}): there is nothing to judge")
+def _scored_days_back(predictions: DataFrame | None, as_of: date) -> int:
+    """1 where that day is not scored yet and the day before is: a night judges its data before it trains, and scores last."""
+    if predictions is None:
+        return 0
+    near = predictions.where(F.col("as_of_date").isin(as_of, as_of - timedelta(days=1)))
+    newest = near.agg(F.max("as_of_date")).first()
+    return (as_of - newest[0]).days if newest is not None and newest[0] is not None else 0
+
+
+def _calendar(settings: DriftConfig, as_of: date) -> Calendar:
     excluded = frozenset(date.fromisoformat(day) for day in settings.exclude_dates)
     return Calendar(as_of, settings.window_days, settings.num_references, excluded)
 
@@ -165,7 +181,11 @@ def _has_a_past(calendar: Calendar, window: int, first_day: date, settings: Drif
 
 
 def _counts(
-    tables: Mapping[str, DataFrame], calendar: Calendar, settings: DriftConfig, attributes: Sequence[str]
+    tables: Mapping[str, DataFrame],
+    calendar: Calendar,
+    scored: Calendar,
+    settings: DriftConfig,
+    attributes: Sequence[str],
 ) -> Counts:
     events = tables[EVENTS.name]
     items = counting.item_windows(events, tables.get(VOCABULARY.name), calendar, settings.new_item_days)
@@ -178,7 +198,7 @@ def _counts(
         frames.append(counting.session_lengths(tables[SESSIONS.name], calendar))
     if PREDICTIONS.name in tables:
         predictions = tables[PREDICTIONS.name]
-        frames.append(counting.score_distribution(predictions, calendar))
+        frames.append(counting.score_distribution(predictions, scored))
         frames.append(counting.hits(predictions, events, calendar, settings.hit_k, settings.hit_days))
     counts = counting.all_counts(frames).localCheckpoint()
     rows: list[Any] = counting.grouped(counts, settings).collect()

@@ -15,6 +15,7 @@ from llm_spark.pipelines.certificate import require_certificate
 from llm_spark.pipelines.evaluation_window import EvaluationWindow, open_window, require_testable
 from llm_spark.pipelines.outcome_evaluation import Figures, outcome_figures, outcome_lines
 from llm_spark.pipelines.outcomes import require_labels
+from llm_spark.pipelines.registry.aliases import read_models
 from llm_spark.pipelines.registry.promotion import decide_promotion, was_evaluated
 from llm_spark.pipelines.registry.serving import Champion, evaluated_models
 from llm_spark.schemas import EVALUATION, SEQUENCES
@@ -27,6 +28,9 @@ def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
     Also where there is nothing to measure: a run that was killed in between has left the challenger undecided.
     """
     _measure(warehouse, config, account)
+    # A dry run ends where something is to be measured, or here.
+    if account.nothing_to_do and read_models(warehouse).challenger is not None:
+        account.begin("let the gate decide on the challenger that was measured")
     decide_promotion(warehouse, config, account)
 
 
@@ -49,6 +53,7 @@ def _measure(warehouse: Warehouse, config: Config, account: Account) -> None:
     if was_evaluated(warehouse, origin):
         account.nothing_to_do = f"model {model_id} was evaluated on sequences v{version} already"
         return
+    account.begin(f"measure model {model_id} on sequences v{version}")
     require_certificate(warehouse)
     models = comparable_models(warehouse, models, account)
     with progress("evaluate: test positions"):

@@ -104,7 +104,7 @@ def open_window(warehouse: Warehouse, config: Config, models: Sequence[Champion]
 def require_testable(warehouse: Warehouse, model: Champion) -> None:
     """DataError where the model may have seen what would test it, takes other features than the sequences hold, or knows other items by the
     same tokens."""
-    _require_same_vocabulary(warehouse, model)
+    require_same_vocabulary(warehouse, model)
     _require_unseen(warehouse, model, warehouse.data_version(SEQUENCES))
     require_features((warehouse.origin(SEQUENCES) or {})["made_from"], model.config)
 
@@ -142,7 +142,7 @@ def _require_unseen(warehouse: Warehouse, model: Champion, data_version: int) ->
     raise DataError(f"the test sequences {seen}: run `llm-spark train` on these sequences first")
 
 
-def _require_same_vocabulary(warehouse: Warehouse, model: Champion) -> None:
+def require_same_vocabulary(warehouse: Warehouse, model: Champion) -> None:
     """A vocabulary only ever grows, so an older one is a part of a newer one; of a table that was made anew the tokens mean other items."""
     tables = read_tables(model.path)
     trained_on = tables.get("data_versions", tables["table_versions"])[VOCABULARY.name]

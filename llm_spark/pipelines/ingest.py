@@ -44,6 +44,7 @@ def ingest(warehouse: Warehouse, config: Config, account: Account) -> None:
     if not files:
         account.nothing_to_do = "every file is ingested already"
         return
+    account.begin(f"read {len(files):,} new or changed files, the first '{files[0].uri}'")
     turn = warehouse.last_turn(EVENTS, _WRITER)
     with progress(f"ingest: reading {len(files)} files"):
         batch = read_batch(warehouse, files, config.ingest, account.started_at, hidden)
@@ -63,6 +64,12 @@ def ingest(warehouse: Warehouse, config: Config, account: Account) -> None:
 
 def _not_yet_ingested(warehouse: Warehouse, files: list[RawFile]) -> list[RawFile]:
     ledger = warehouse.read_or_empty(INGESTED_FILES).select("source_file", "num_bytes", "modified_at").collect()
+    # The ledger is written last, so that a table that is not there was removed.
+    if ledger and not warehouse.exists(EVENTS):
+        raise UserError(
+            f"table 'events' is gone from '{warehouse.root}', and its ledger lists {len(ledger):,} files: restore the table; or remove the "
+            f"ledger too ('{warehouse.path(INGESTED_FILES)}'), and every raw file that is still there is read again"
+        )
     known = {(row.source_file, row.num_bytes, row.modified_at) for row in ledger}
     return [file for file in files if (file.uri, file.num_bytes, file.modified_at) not in known]
 

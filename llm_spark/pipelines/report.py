@@ -25,7 +25,8 @@ _SOURCES = (RUNS, DATA_QUALITY, TRAINING_METRICS, EVALUATION, MODELS, PREDICTION
 
 
 def report(warehouse: Warehouse, config: Config, account: Account, output: str = "") -> None:
-    """Write the page to `output`, or where that is empty to <warehouse>/reports/report-<day of the newest run>.html.
+    """Write the page to `output`, or where that is empty to <warehouse>/reports/report-<as_of, or the day of the newest run>.html. Under as_of it
+    tells of the newest runs that were of that day or an earlier one, and shows users as they were scored then.
 
     The same tables give the same bytes, so that a page that is there already is nothing to do. UserError where no table is there yet, or the
     file cannot be written.
@@ -35,12 +36,13 @@ def report(warehouse: Warehouse, config: Config, account: Account, output: str =
         raise UserError(f"nothing has run in the warehouse '{warehouse.root}' yet: run `llm-spark ingest` first")
     with progress("report: tables"):
         night = night_of(warehouse, config)
-    path = output or f"{warehouse.root}/reports/report-{night.date or 'undated'}.html"
+    path = output or f"{warehouse.root}/reports/report-{config.as_of or night.date or 'undated'}.html"
     with progress("report: page"):
         content = page(night).encode()
     if _read(path) == content:
         account.nothing_to_do = f"'{path}' tells of these tables already"
         return
+    account.begin(f"write '{path}'")
     _write(path, content)
     account.rows_in = {
         "runs": len(night.runs),
@@ -55,7 +57,7 @@ def report(warehouse: Warehouse, config: Config, account: Account, output: str =
 
 def night_of(warehouse: Warehouse, config: Config) -> Report:
     """All that the page shows, from bounded queries: no table is gathered whole but the registry."""
-    runs = newest_runs(warehouse)
+    runs = newest_runs(warehouse, config.as_of)
     checks, num_left_out = checks_of(warehouse, [run.run_id for run in runs])
     models, num_models = registered_models(warehouse)
     model_id, champion_id = evaluated_ids(warehouse)
@@ -74,7 +76,7 @@ def night_of(warehouse: Warehouse, config: Config) -> Report:
         estimates=estimates_of(warehouse, model_id, metric),
         models=models,
         num_models=num_models,
-        users=example_users(warehouse, config.report.num_users),
+        users=example_users(warehouse, config.report.num_users, config.as_of),
         num_users_asked=config.report.num_users,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import date
 from typing import Any
 
 from pyspark.sql import Column, DataFrame, Row
@@ -11,12 +12,13 @@ from pyspark.sql import functions as F
 
 from llm_spark.evaluation.estimates import MODEL
 from llm_spark.pipelines import STAGES
+from llm_spark.pipelines.account import FAILED
 from llm_spark.pipelines.registry.aliases import ALIASES, CHAMPION, read_models
 from llm_spark.report import Check, Estimate, Measurement, Model, Prediction, Reason, StageRun, User
 from llm_spark.schemas import DATA_QUALITY, EVALUATION, PREDICTIONS, RUNS, TRAINING_METRICS, Table
 from llm_spark.tables.warehouse import Warehouse
 
-REPORT = "report"
+REPORT, NIGHTLY = "report", "nightly"
 MAX_STAGES = 50
 MAX_CHECKS = 400
 MAX_DRIFT_ROWS = 1_200
@@ -29,11 +31,15 @@ POINTS_OF_A_CURVE = 240
 MAX_CURVES = 16
 
 
-def newest_runs(warehouse: Warehouse) -> list[StageRun]:
-    """The newest run of each stage, in the order of the stages. One that only left checks had found a fault and refused to go on. Runs of the
-    report itself are none of the night's: with them each page would differ from the one before."""
-    recorded = _rows(warehouse, RUNS).where(F.col("stage") != REPORT).groupBy("stage")
-    done = recorded.agg(_newest("started_at", "run_id", "seconds", "account")).limit(MAX_STAGES).collect()
+def newest_runs(warehouse: Warehouse, as_of: str | None = None) -> list[StageRun]:
+    """The newest run of each stage (of those that worked as of that day or an earlier one), in the order of the stages. One that only left
+    checks had found a fault and refused to go on. Runs of the report itself are none of the night's, nor is the night's own: with them each
+    page would differ from the one before."""
+    runs = _rows(warehouse, RUNS).where(~F.col("stage").isin(REPORT, NIGHTLY))
+    if as_of is not None:
+        runs = runs.where(F.col("as_of_date").isNull() | (F.col("as_of_date") <= F.lit(date.fromisoformat(as_of))))
+    newest = _newest("started_at", "run_id", "seconds", "account", "outcome", "reason")
+    done = runs.groupBy("stage").agg(newest).limit(MAX_STAGES).collect()
     checked = _rows(warehouse, DATA_QUALITY).groupBy("stage").agg(_newest("measured_at", "run_id"))
     found = {row["stage"]: _stage_run(row["stage"], row["newest"]) for row in done}
     for row in checked.limit(MAX_STAGES).collect():
@@ -56,9 +62,9 @@ def _stage_run(stage: str, run: Row) -> StageRun:
     except ValueError:
         account = {}
     told = {name: account.get(name) or {} for name in ("rows_in", "rows_out", "rejected")}
-    return StageRun(
-        stage, run["run_id"], run["started_at"], run["seconds"] or 0.0, **told, remarks=account.get("remarks") or ()
-    )
+    remarks = [*(account.get("remarks") or ()), *([run["reason"]] if run["reason"] else [])]
+    seconds = None if run["outcome"] == FAILED else run["seconds"] or 0.0
+    return StageRun(stage, run["run_id"], run["started_at"], seconds, **told, remarks=remarks)
 
 
 def checks_of(warehouse: Warehouse, run_ids: Sequence[str]) -> tuple[list[Check], int]:
@@ -138,11 +144,14 @@ def registered_models(warehouse: Warehouse) -> tuple[list[Model], int]:
     return models, len(rows)
 
 
-def example_users(warehouse: Warehouse, num_users: int) -> list[User]:
-    """So many users of the newest day with what is foretold of them; those whose predictions have reasons first, by a hash of their ids."""
+def example_users(warehouse: Warehouse, num_users: int, as_of: str | None = None) -> list[User]:
+    """So many users of the newest day (up to `as_of`) with what is foretold of them; those whose predictions have reasons first, by a hash of
+    their ids."""
     if not num_users:
         return []
     predictions = _rows(warehouse, PREDICTIONS)
+    if as_of is not None:
+        predictions = predictions.where(F.col("as_of_date") <= F.lit(date.fromisoformat(as_of)))
     newest = predictions.agg(F.max("as_of_date").alias("day")).first()
     if newest is None or newest["day"] is None:
         return []

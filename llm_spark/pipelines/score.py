@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column
 from pyspark.sql import functions as F
 
 from llm_spark.config import Config
-from llm_spark.errors import DataError, UsageError
 from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.as_of import as_of_sessions
+from llm_spark.pipelines.evaluation_window import require_same_vocabulary
 from llm_spark.pipelines.features import require_session_features
 from llm_spark.pipelines.registry.serving import champion
 from llm_spark.schemas import EVENT_TYPES, PREDICTIONS, SESSIONS, VOCABULARY
@@ -28,7 +29,7 @@ def score(warehouse: Warehouse, config: Config, account: Account) -> None:
     with_features = bool(model.config.features)
     sessions_version = warehouse.version(SESSIONS)
     sessions = warehouse.read(SESSIONS, sessions_version)
-    as_of = _as_of(sessions, config.score.as_of)
+    as_of = as_of_sessions(sessions, config.as_of).day
     origin = {
         "as_of_date": str(as_of),
         "model_id": model.model_id,
@@ -44,6 +45,8 @@ def score(warehouse: Warehouse, config: Config, account: Account) -> None:
     if warehouse.origin(PREDICTIONS) == origin:
         account.nothing_to_do = f"predictions as of {as_of} by model {model.model_id} are there already"
         return
+    require_same_vocabulary(warehouse, model)
+    account.begin(f"score every user as of {as_of} by model {model.model_id}")
     # Append-only tables: what the model knows are the tokens below its own number of them.
     vocabulary = warehouse.read(VOCABULARY).where(F.col("token") < model.num_tokens)
     event_types = warehouse.read(EVENT_TYPES).where(F.col("token") < model.num_event_types)
@@ -100,22 +103,3 @@ def _session_open(config: Config, night: Column) -> Column:
 
 def _one_session_a_user(config: Config) -> bool:
     return config.ingest.columns.session is not None and config.ingest.columns.session == config.ingest.columns.user
-
-
-def _as_of(sessions: DataFrame, wanted: str | None) -> date:
-    span = sessions.agg(F.min("started_at").alias("first"), F.max("ended_at").alias("last")).first()
-    if span is None or span["first"] is None:
-        raise DataError(
-            "the sessions table is empty: run `llm-spark ingest` and `llm-spark sessionize` on logs that hold events"
-        )
-    if wanted is None:
-        return span["last"].date()
-    try:
-        as_of = date.fromisoformat(str(wanted))
-    except ValueError as error:
-        raise UsageError(f"score.as_of is '{wanted}': write a date such as 2026-01-31") from error
-    if as_of < span["first"].date():
-        raise UsageError(
-            f"score.as_of is {as_of}, before the first event ({span['first'].date()}): there is nothing to predict from"
-        )
-    return as_of

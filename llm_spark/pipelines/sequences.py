@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import Any
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -12,7 +13,8 @@ from llm_spark.config import Config, SequencesConfig
 from llm_spark.errors import DataError, UsageError
 from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.certificate import certify, is_certified
+from llm_spark.pipelines.as_of import as_of_sessions
+from llm_spark.pipelines.certificate import certify, is_certified, was_measured
 from llm_spark.pipelines.features import features_note, require_session_features
 from llm_spark.pipelines.outcomes import asked_outcomes, label_lines, outcomes_note
 from llm_spark.pipelines.values import fitted_treatment, note_missing_values
@@ -32,24 +34,35 @@ def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
     """Split the sessions, extend the vocabulary from the training part, write the histories of each split, and certify them."""
     settings = config.sequences
     sessions_version = warehouse.version(SESSIONS)
+    all_sessions = warehouse.read(SESSIONS, sessions_version)
+    as_of = as_of_sessions(all_sessions, config.as_of) if config.as_of is not None else None
     made_from = {
         "sessions": warehouse.data_version(SESSIONS, sessions_version),
+        **(as_of.note() if as_of is not None else {}),
         "missing_value": config.ingest.missing.value,
         **asdict(settings),
         **features_note(config.model.features),
         **outcomes_note(config.model.outcomes),
     }
     origin = warehouse.origin(SEQUENCES)
-    if origin is not None and origin["made_from"] == made_from and is_certified(warehouse):
-        account.nothing_to_do = f"sequences are those of sessions v{sessions_version} already"
+    is_written = origin is not None and origin["made_from"] == made_from
+    if is_written and is_certified(warehouse):
+        account.nothing_to_do = f"sequences are those of sessions v{sessions_version}{_as_of_day(made_from)} already"
         return
     require_session_features(warehouse, config.model.features, "model.features")
+    account.begin(f"write the histories of sessions v{sessions_version}{_as_of_day(made_from)}")
     if config.model.outcomes and settings.split != BY_TIME:
         raise UsageError(
             f"sequences.split is '{settings.split}', under which no time says what an outcome's label may know: "
             "give sequences.split=time, or leave out model.outcomes"
         )
-    sessions = warehouse.read(SESSIONS, sessions_version)
+    sessions = as_of.of(all_sessions) if as_of is not None else all_sessions
+    if is_written and not was_measured(warehouse):
+        # Killed in between: written again they would be another version, and all that is made from them another thing.
+        with progress("sequences: certificate"):
+            certify(warehouse, sessions, account)
+        account.read = {SESSIONS.name: sessions_version}
+        return
     with progress("sequences: vocabulary"):
         times = _split_times(sessions, settings) if settings.split == BY_TIME else None
         trained = training_sessions(sessions, settings.split, times)
@@ -105,6 +118,8 @@ def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
                 "move sequences.train_until or validation_until" if times else "no user has three of what is left out"
             )
             account.remarks.append(f"{split}: no position to predict; {remedy}")
+    if as_of is not None and as_of.leaves_out:
+        account.remarks.append(f"events after {as_of.day} are left out (as_of)")
     if times:
         account.remarks.append(
             f"training ends before {times.train_until} UTC, validation before {times.validation_until} UTC"
@@ -114,7 +129,11 @@ def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
     if config.model.outcomes:
         account.remarks += label_lines(warehouse.read(SEQUENCES), config.model.outcomes)
     with progress("sequences: certificate"):
-        certify(warehouse, sessions_version, account)
+        certify(warehouse, sessions, account)
+
+
+def _as_of_day(made_from: dict[str, Any]) -> str:
+    return f" as of {made_from['as_of']}" if "as_of" in made_from else ""
 
 
 def _next_token(warehouse: Warehouse, table: Table) -> int:

@@ -50,6 +50,7 @@ def sessionize(warehouse: Warehouse, config: Config, account: Account) -> None:
         account.nothing_to_do = f"sessions are those of events v{work.events_version} already"
         return
     _check_zone(warehouse, config.sessionize.day_cut)
+    account.begin(f"take in the events up to v{work.events_version}")
     with progress("sessionize"):
         reason = _update(work, made) if made is not None else "there are none yet"
         if account.nothing_to_do:
@@ -200,7 +201,7 @@ def _update(work: _Work, made: dict[str, Any]) -> str | None:
         return "settings changed"
     if made.get("events_table") != work.events_table:
         return "the table events was made anew"
-    if any(warehouse.read(table).columns != table.schema.names for table in work.tables if warehouse.exists(table)):
+    if any(warehouse.is_laid_out_otherwise(table) for table in work.tables if warehouse.exists(table)):
         return "an earlier version of this program made them, with other columns"
     if work.config.bots.max_events_per_day:
         return "sessionize.bots.max_events_per_day looks at whole days of a user"

@@ -67,6 +67,7 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
                 f"model {model.model_id} was trained on this data with these settings already{state}"
             )
             return
+    account.begin(f"train on sequences v{versions[SEQUENCES.name]}, unless the model that this makes is known")
     splits = _splits(warehouse)
     sizes = {
         "num_tokens": _num_tokens(warehouse, VOCABULARY, versions),
@@ -240,10 +241,9 @@ def _write_metrics(warehouse: Warehouse, model_id: str, result: TrainingResult) 
 
 def _register(warehouse: Warehouse, config: Config, model_id: str, trained: Model | None = None) -> str:
     """Give a model that was `trained` now, or one that the registry knows, its alias, and say which."""
-    at = datetime.now(UTC).replace(tzinfo=None)
 
     def moved(models: Models) -> Models:
-        known = models.get(model_id)
+        known, at = models.get(model_id), models.moment()
         model = replace(trained, moves=known.moves if known else ()) if trained else models.find(model_id)
         if config.gate.enabled:
             return as_challenger(models, model, at, "trained, and not yet before the gate")

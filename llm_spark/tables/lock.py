@@ -33,31 +33,41 @@ _POLL_SECONDS = 0.1
 
 
 @contextmanager
-def locked(path: Path, wait_seconds: float = WAIT_SECONDS) -> Iterator[None]:
-    """Hold the lock at `path` while the block runs. UserError naming its holder where that keeps it for longer than `wait_seconds`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        _take(file, path, wait_seconds)
+def locked(path: Path, wait_seconds: float = WAIT_SECONDS, what: str = "", shared: bool = False) -> Iterator[None]:
+    """Hold the lock at `path` while the block runs. UserError naming its holder where that keeps it for longer than `wait_seconds`.
+
+    `what` tells others what holds it. Those that hold it `shared` keep nobody out but the one that wants it for itself.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be written: {error.strerror}; is the warehouse writable?") from error
+    with file:
+        _take(file, path, wait_seconds, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
+        file.write(f"{what}{', ' if what else ''}{this_process()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
         file.flush()
         # Closing the file gives the lock back.
         yield
 
 
-def _take(file: TextIO, path: Path, wait_seconds: float) -> None:
+def this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def _take(file: TextIO, path: Path, wait_seconds: float, kind: int) -> None:
     until = time.monotonic() + wait_seconds
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
             return
         except BlockingIOError:
             if time.monotonic() >= until:
                 file.seek(0)
                 holder = file.read() or "another process"
-                raise UserError(
-                    f"'{path}' has been held for {wait_seconds:g} s by {holder}: let it finish, then run this again"
-                ) from None
+                held = f"has been held for {wait_seconds:g} s" if wait_seconds else "is held"
+                raise UserError(f"'{path}' {held} by {holder}: let it finish, then run this again") from None
         except OSError as error:
             log.warning("'%s' cannot be locked (%s): let no other run change the models meanwhile", path, error)
             return

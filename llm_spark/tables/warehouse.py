@@ -103,13 +103,16 @@ class Warehouse:
         return self.log(table).data_commit(version).version
 
     def read(self, table: Table, version: int | None = None) -> DataFrame:
-        """The table, at its newest version or a pinned one. UserError naming the stage to run where it is missing."""
+        """The table, at its newest version or a pinned one, columns that came later as nulls.
+
+        UserError naming the stage to run where it is missing, and the columns where it is not laid out as this program knows it.
+        """
         reader = self.spark.read.format("delta")
         if version is not None:
             reader = reader.option("versionAsOf", version)
         if not self.exists(table):
             raise self._missing(table)
-        return reader.load(self.path(table))
+        return self._with_later_columns(table, reader.load(self.path(table)))
 
     def read_or_empty(self, table: Table) -> DataFrame:
         return self.read(table) if self.exists(table) else self.spark.createDataFrame([], table.schema)
@@ -125,7 +128,7 @@ class Warehouse:
         """Put `rows` in place of the whole table in one commit, noting what they were made from."""
         is_new = self._create(table)
         writer = _conform(rows, table).write.format("delta").mode("overwrite").option(*_WHOLE)
-        if not is_new and self._laid_out_otherwise(table):
+        if not is_new and self.is_laid_out_otherwise(table):
             writer = writer.option("overwriteSchema", "true").partitionBy(*table.partition_by)
         with row_groups(self.spark, table), self._several_files_open():
             writer.option("userMetadata", json.dumps(origin, sort_keys=True)).save(self.path(table))
@@ -177,7 +180,7 @@ class Warehouse:
     def append(self, table: Table, rows: DataFrame, write_id: str) -> None:
         """Append; a repetition under the same `write_id` is ignored."""
         self._create(table)
-        writer = _conform(rows, table).write.format("delta").mode("append")
+        writer = _conform(rows, table).write.format("delta").mode("append").option("mergeSchema", "true")
         writer.option("txnAppId", write_id).option("txnVersion", 1).save(self.path(table))
 
     def create(self, table: Table, properties: Mapping[str, str] | None = None) -> bool:
@@ -224,7 +227,7 @@ class Warehouse:
         is_new = self._create(table)
         before, note = self.version(table), json.dumps({"write": uuid.uuid4().hex, "turn": turn})
         overwriter = _conform(rows, table).write.format("delta").mode("overwrite").option(*_WHOLE)
-        if not is_new and self._laid_out_otherwise(table):
+        if not is_new and self.is_laid_out_otherwise(table):
             overwriter = overwriter.option("overwriteSchema", "true")
         in_turn = overwriter.option("txnAppId", writer).option("txnVersion", turn).option("userMetadata", note)
         try:
@@ -295,12 +298,24 @@ class Warehouse:
             ) from error
         return True
 
-    def _laid_out_otherwise(self, table: Table) -> bool:
+    def is_laid_out_otherwise(self, table: Table) -> bool:
         """Whether the table was made by an earlier version of this program, with other columns or partitions."""
-        return (self.read(table).columns, self.log(table).partition_by) != (
-            table.schema.names,
-            list(table.partition_by),
-        )
+        columns = self.spark.read.format("delta").load(self.path(table)).columns
+        return (columns, self.log(table).partition_by) != (table.schema.names, list(table.partition_by))
+
+    def _with_later_columns(self, table: Table, rows: DataFrame) -> DataFrame:
+        lacking = {field.name: field.dataType for field in table.schema.fields if field.name not in rows.columns}
+        if not lacking:
+            return rows
+        lost = sorted(lacking.keys() - set(table.added_later))
+        if lost:
+            others = sorted(set(rows.columns) - set(table.schema.names))
+            has = f" and has {', '.join(others)}, which nothing here knows" if others else ""
+            raise UserError(
+                f"table '{table.name}' in '{self.root}' lacks the columns {', '.join(lost)}{has}: another version of this program made it, "
+                f"or somebody changed it; {table.remedy}"
+            )
+        return rows.withColumns({name: F.lit(None).cast(kind) for name, kind in lacking.items()})
 
     def _missing(self, table: Table) -> UserError:
         return UserError(

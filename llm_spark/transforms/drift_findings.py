@@ -238,7 +238,9 @@ def _subjects(scene: Scene) -> list[_Subject]:
     of_events = ("item_mix", "event_types", "hours", "sources", "item_ids", "user_ids")
     for measure in (*(measure for measure in of_events if measure in counts.by_measure), *units):
         size_W = counts.mix(measure).sum(axis=1) if measure in units else users_W
-        subjects.append(_Mix(scene=scene, measure=measure, size_W=size_W, unit=units.get(measure, of_users)))
+        back = scene.scored_days_back if measure == "score_distribution" else 0
+        unit = units.get(measure, of_users)
+        subjects.append(_Mix(scene=scene, measure=measure, size_W=size_W, unit=unit, days_back=back))
     subjects.append(
         _NewItems(
             scene=scene,

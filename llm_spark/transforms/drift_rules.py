@@ -10,6 +10,7 @@ from llm_spark.config.drift import NEVER, SEVERITIES
 from llm_spark.transforms.drift_scene import Finding
 
 NONE, WARM_START, RETRAIN = ACTIONS = ("none", "warm_start", "retrain")
+NOTHING_JUDGED = "Nothing could be judged, so that nothing speaks for training."
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def retraining_advice(findings: Sequence[Finding], rules: DriftRules) -> Advice:
             return Advice(action, f"Train {how}: {_told(changed)}.")
     judged = [finding for finding in findings if not finding.not_judged]
     if not judged:
-        return Advice(NONE, "Nothing could be judged, so that nothing speaks for training.")
+        return Advice(NONE, NOTHING_JUDGED)
     return Advice(NONE, f"None of the {len(judged)} measures that were judged asks for training.")
 
 

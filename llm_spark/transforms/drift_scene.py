@@ -71,6 +71,8 @@ class Scene:
     """Those of them, and the judged one (0), before which the logs cover so many days that an item can be called new."""
     absent: Mapping[str, str] = field(default_factory=dict)
     """Measure -> why it cannot be measured at all."""
+    scored_days_back: int = 0
+    """How much earlier than the other windows those are whose predictions are judged."""
 
     @property
     def severities(self) -> tuple[SeverityConfig, SeverityConfig]:

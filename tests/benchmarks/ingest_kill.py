@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +22,7 @@ from pyspark.sql import SparkSession
 
 from llm_spark import config as settings
 from llm_spark import spark as spark_room
-from llm_spark.config import Config, SparkConfig
+from llm_spark.config import Config
 from llm_spark.errors import UserError
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import (
@@ -38,123 +35,28 @@ from llm_spark.schemas import (
     VOCABULARY,
     Table,
 )
-from llm_spark.simulation import SimulationConfig, write_logs
 from llm_spark.tables.warehouse import Warehouse
+from tests.killing import SMALL_SPARK, Victim, kill_workers, settings_file, table_rows
 
 WRITES: dict[str, tuple[Table, ...]] = {
     "ingest": (EVENTS, EVENTS_REJECTED, INGESTED_FILES),
     "sessionize": (SESSIONS,),
     "sequences": (VOCABULARY, EVENT_TYPES, SEQUENCES),
 }
-OF_THE_RUN = ("run_id", "ingested_at")
 _POLL_SECONDS = 0.005
 
 
-def table_rows(warehouse: Warehouse, *tables: Table, without: tuple[str, ...] = ()) -> dict[str, list[str]]:
-    """Every row of the tables as text, sorted, but for what differs from run to run."""
-    found = {}
-    for table in tables:
-        kept = [field.name for field in table.schema.fields if field.name not in (*OF_THE_RUN, *without)]
-        found[table.name] = sorted(repr(tuple(row)) for row in warehouse.read(table).select(*kept).collect())
-    return found
-
-
-class Victim:
-    """A stage in a process group of its own."""
-
-    def __init__(self, stage: str, config_file: Path, warehouse: Path) -> None:
-        self.log = warehouse.parent / f"{warehouse.name}.log"
-        command = [sys.executable, "-m", "llm_spark.cli", stage, "--config", str(config_file), f"warehouse={warehouse}"]
-        java = ["spark.java_options=-XX:TieredStopAtLevel=1", "spark.driver_memory=1g"]
-        with self.log.open("wb") as log:
-            self._process = subprocess.Popen([*command, *java], stderr=log, stdout=log, start_new_session=True)
-
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
+class StageVictim(Victim):
+    """A stage, which says in its log that it has begun to work."""
 
     def has_begun(self) -> bool:
         """It has said what it does: Spark is up."""
         return any(word in self.log.read_text() for word in ("ingest: reading", "sessionize ...", "sequences: "))
 
-    def kill_when(self, struck: Callable[[], bool]) -> bool:
-        """SIGKILL as soon as `struck` holds; False where the victim ended before."""
-        while not struck():
-            if not self.is_alive():
-                return False
-            time.sleep(_POLL_SECONDS)
-        return self.kill()
-
-    def kill(self) -> bool:
-        alive = self.is_alive()
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        return alive
-
-    def wait(self) -> int:
-        return self._process.wait()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-
-def python_workers(ancestor: int) -> list[int]:
-    """Processes forked by the pyspark daemon below `ancestor`."""
-    parents: dict[int, int] = {}
-    daemons: set[int] = set()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if b"pyspark.daemon" in (entry / "cmdline").read_bytes():
-                daemons.add(int(entry.name))
-        except OSError:
-            continue
-
-    def is_below(pid: int) -> bool:
-        while pid in parents and pid != ancestor:
-            pid = parents[pid]
-        return pid == ancestor
-
-    return [pid for pid in daemons if parents.get(pid) in daemons and is_below(pid)]
-
-
-def kill_workers(until: Callable[[], bool], ancestor: int | None = None) -> int:
-    """SIGKILL every Python worker below this process (or `ancestor`) as it appears, until the condition holds; returns how many."""
-    killed: set[int] = set()
-    while not until():
-        for pid in python_workers(ancestor or os.getpid()):
-            if pid not in killed:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                    killed.add(pid)
-                except ProcessLookupError:
-                    continue
-        time.sleep(_POLL_SECONDS)
-    return len(killed)
-
-
-def settings_file(folder: Path, num_users: int) -> Path:
-    logs = folder / "logs"
-    write_logs(SimulationConfig(num_users=num_users, num_days=8), logs, "jsonl")
-    file = folder / "settings.yaml"
-    file.write_text(
-        f"""
-ingest:
-  paths: ["{logs}"]
-  format: jsonl
-  columns: {{user: user, item: item, time: time, type: type, value: value, attributes: {{agent: agent}}}}
-  filters: ["NOT coalesce(agent, '') LIKE '%bot%'"]
-sequences: {{min_item_count: 1}}
-"""
-    )
-    return file
-
 
 def strike(stage: str, number: int, config_file: Path, warehouse: Path, seconds: float, dice: random.Random) -> str:
     """Let a victim run and kill it; says what was struck, or an empty text where it had ended."""
-    victim = Victim(stage, config_file, warehouse)
+    victim = StageVictim(stage, config_file, warehouse)
     if not _wait(victim.has_begun, victim):
         return ""
     if stage != "ingest" and number % 4 == 3:
@@ -164,7 +66,7 @@ def strike(stage: str, number: int, config_file: Path, warehouse: Path, seconds:
     return "the driver" if victim.kill_when(lambda: time.monotonic() >= instant) else ""
 
 
-def _wait(condition: Callable[[], bool], victim: Victim) -> bool:
+def _wait(condition: Callable[[], bool], victim: StageVictim) -> bool:
     while not condition():
         if not victim.is_alive():
             return False
@@ -182,7 +84,7 @@ def try_stage(
     timed = folder / f"timed-{stage}"
     if pristine.exists():
         shutil.copytree(pristine, timed)
-    victim = Victim(stage, config_file, timed)
+    victim = StageVictim(stage, config_file, timed)
     _wait(victim.has_begun, victim)
     began = time.monotonic()
     assert victim.wait() == 0, victim.log.read_text()
@@ -222,9 +124,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--users", type=int, default=300)
     given = parser.parse_args()
-    spark = spark_room.session(
-        SparkConfig(driver_memory="1g", java_options="-XX:TieredStopAtLevel=1", shuffle_partitions=2), "ingest_kill"
-    )
+    spark = spark_room.session(SMALL_SPARK, "ingest_kill")
     result: dict[str, dict[str, int]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -26,11 +26,10 @@ import torch
 
 from llm_spark import config as settings
 from llm_spark import spark as spark_room
-from llm_spark.config import SparkConfig
 from llm_spark.pipelines.stages import run_stage
-from llm_spark.simulation import SimulationConfig, write_logs
 from llm_spark.tables.warehouse import Warehouse
-from tests.integration.training_victim import TrainingVictim, are_equal, untrained_copy, weights
+from tests.integration.training_victim import are_equal, untrained_copy, weights
+from tests.killing import SMALL_SPARK, Victim, settings_file
 
 TIMEOUT_SECONDS = 60
 MODEL = [
@@ -43,21 +42,8 @@ TOLERANCE = 1e-3
 
 def prepare(folder: Path, num_users: int) -> tuple[Path, Path]:
     """The settings file, and a warehouse that every stage before training has run on."""
-    logs = folder / "logs"
-    write_logs(SimulationConfig(num_users=num_users, num_days=8), logs, "jsonl")
-    file = folder / "settings.yaml"
-    file.write_text(
-        f"""
-ingest:
-  paths: ["{logs}"]
-  format: jsonl
-  columns: {{user: user, item: item, time: time, type: type, value: value, attributes: {{agent: agent}}}}
-sequences: {{min_item_count: 1}}
-"""
-    )
-    spark = spark_room.session(
-        SparkConfig(driver_memory="1g", java_options="-XX:TieredStopAtLevel=1", shuffle_partitions=2), "train_kill"
-    )
+    file = settings_file(folder, num_users)
+    spark = spark_room.session(SMALL_SPARK, "train_kill")
     config = settings.load(file, [f"warehouse={folder / 'before'}"], ("ingest",))
     for stage in ("ingest", "sessionize", "sequences"):
         run_stage(stage, Warehouse(spark, config.warehouse), config)
@@ -69,7 +55,7 @@ def first_rank_is_up(warehouse: Path) -> bool:
     return bool(list(warehouse.glob("staging/train-*/run-*/rank-*.started.json")))
 
 
-def kill_one_rank(victim: TrainingVictim, is_time: Callable[[], bool], dice: random.Random) -> bool:
+def kill_one_rank(victim: Victim, is_time: Callable[[], bool], dice: random.Random) -> bool:
     """SIGKILL a rank; the command must then fail by itself. False where it had ended before."""
     while not is_time():
         if not victim.is_alive():
@@ -98,7 +84,7 @@ def differ(ours: dict[str, dict[str, torch.Tensor]], theirs: dict[str, dict[str,
     )
 
 
-def strike(victim: TrainingVictim, number: int, seconds: float, dice: random.Random) -> str:
+def strike(victim: Victim, number: int, seconds: float, dice: random.Random) -> str:
     """Kill a victim at a random instant; says what was struck, or an empty text where it ended before."""
     instant = 0.0
 
@@ -118,7 +104,7 @@ def try_ranks(num_ranks: int, num_kills: int, file: Path, before: Path, folder: 
     overrides = [*MODEL, f"train.num_ranks={num_ranks}"]
     clean = folder / f"clean-{num_ranks}"
     untrained_copy(before, clean)
-    victim = TrainingVictim(file, clean, *overrides)
+    victim = Victim("train", file, clean, *overrides)
     while not first_rank_is_up(clean):
         time.sleep(0.005)
     began = time.monotonic()
@@ -130,7 +116,7 @@ def try_ranks(num_ranks: int, num_kills: int, file: Path, before: Path, folder: 
     while struck < num_kills:
         for stale in target.glob("staging/train-*/run-*"):
             shutil.rmtree(stale)  # its records would be taken for the next run's
-        victim = TrainingVictim(file, target, *overrides)
+        victim = Victim("train", file, target, *overrides)
         what = strike(victim, struck, seconds, dice)
         steps = sorted(path.parent.name for path in target.glob("staging/train-*/checkpoints/*/manifest.json"))
         print(
@@ -139,7 +125,7 @@ def try_ranks(num_ranks: int, num_kills: int, file: Path, before: Path, folder: 
         struck += bool(what)
         if what and struck < num_kills:
             continue
-        code = victim.wait() if not what else TrainingVictim(file, target, *overrides).wait()
+        code = victim.wait() if not what else Victim("train", file, target, *overrides).wait()
         ended += 1
         wrong = code != 0 or differ(weights(target), expected, exact=num_ranks == 1)
         different += wrong

@@ -294,10 +294,10 @@ def test_a_wrong_time_zone(command: Command, config_file: str, logs: Path) -> No
 
 def test_an_as_of_day_before_the_first_event_or_no_date(chain: Chain, command: Command, spark: SparkSession) -> None:
     before = chain.warehouse.version(PREDICTIONS)
-    code, error = command("score", "--config", str(chain.config_file), "score.as_of=2001-01-01")
+    code, error = command("score", "--config", str(chain.config_file), "as_of=2001-01-01")
     assert code == 2
     assert "before the first event" in error
-    code, error = command("score", "--config", str(chain.config_file), "score.as_of=tomorrow")
+    code, error = command("score", "--config", str(chain.config_file), "as_of=tomorrow")
     assert (code, "write a date" in error) == (2, True)
     assert chain.warehouse.version(PREDICTIONS) == before
 

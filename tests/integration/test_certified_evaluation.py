@@ -54,7 +54,7 @@ def test_sequences_that_were_tampered_with_are_refused_and_made_anew_by_their_st
         run_stage("evaluate", copied, chain.config)
     account = Account("sequences")
     with pytest.raises(DataError, match="training_precedes_evaluation"):
-        certify(copied, copied.version(SESSIONS), account)
+        certify(copied, copied.read(SESSIONS), account)
     account.record_checks(copied)
     recorded = copied.read(DATA_QUALITY).where((F.col("run_id") == account.run_id) & (F.col("severity") == "error"))
     assert "training_precedes_evaluation" in {row["name"] for row in recorded.collect()}

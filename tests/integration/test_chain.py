@@ -166,7 +166,7 @@ def copied(chain: Chain, spark: SparkSession, tmp_path: Path) -> Warehouse:
 
 
 def test_scoring_an_earlier_day_uses_only_what_was_known_then(chain: Chain, copied: Warehouse) -> None:
-    run_stage("score", copied, chain.with_settings("score.as_of=2025-01-09"))
+    run_stage("score", copied, chain.with_settings("as_of=2025-01-09"))
     rows = copied.read(PREDICTIONS).where(F.col("as_of_date") == F.lit(date(2025, 1, 9)))
     known_then = copied.read(EVENTS).where("event_time < '2025-01-10'").select("user_id").distinct()
     assert rows.select("user_id").distinct().count() == known_then.count() < chain.logs.num_users

@@ -230,8 +230,8 @@ def test_what_cannot_be_judged_is_one_clear_line(spark: SparkSession, tmp_path: 
         "r",
     )
     warehouse.replace(EVENTS, spark.createDataFrame([row], EVENTS.schema), {})
-    with pytest.raises(UsageError, match=r"drift.as_of is 2025-01-01, before the first event \(2025-03-02\)"):
-        run_stage("drift", warehouse, config(warehouse, replace(SETTINGS, as_of="2025-01-01")))
+    with pytest.raises(UsageError, match=r"as_of is 2025-01-01, before the first event \(2025-03-02\)"):
+        run_stage("drift", warehouse, replace(config(warehouse), as_of="2025-01-01"))
     account = run_stage("drift", warehouse, config(warehouse))
     assert account.remarks[1:] == [
         "number of events: 1 event; not judged: 0 windows of 4",
@@ -242,5 +242,5 @@ def test_what_cannot_be_judged_is_one_clear_line(spark: SparkSession, tmp_path: 
         "not judged: there are no predictions yet: run `llm-spark score` (certainty of predictions, hit rate of predictions)",
         "advice: none. Nothing could be judged, so that nothing speaks for training.",
     ]
-    later = run_stage("drift", warehouse, config(warehouse, replace(SETTINGS, as_of="2025-03-09")))
+    later = run_stage("drift", warehouse, replace(config(warehouse), as_of="2025-03-09"))
     assert "WARNING: number of events: 0 events; not judged: 1 windows of 4" in later.remarks

@@ -20,7 +20,7 @@ from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import EVENTS, EVENTS_REJECTED, INGESTED_FILES, SESSIONS
 from llm_spark.tables import raw
 from llm_spark.tables.warehouse import Warehouse
-from tests.benchmarks.ingest_kill import Victim, kill_workers, table_rows
+from tests.killing import Victim, kill_workers, table_rows
 
 Loaded = Callable[..., Config]
 COLUMNS = ["ingest.columns.user=user", "ingest.columns.item=item", "ingest.columns.time=time"]

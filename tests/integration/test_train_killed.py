@@ -12,7 +12,8 @@ from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import MODELS, SEQUENCES, TRAINING_METRICS
 from llm_spark.tables.warehouse import Warehouse
 from tests.integration.conftest import SMALL_MODEL, Chain
-from tests.integration.training_victim import TrainingVictim, are_equal, untrained_copy, weights
+from tests.integration.training_victim import are_equal, untrained_copy, weights
+from tests.killing import Victim
 
 AFTER_EVERY_STEP = "train.checkpoint_seconds=0"
 
@@ -49,9 +50,9 @@ def test_a_run_killed_at_every_stage_of_its_life_ends_in_the_weights_of_one_that
     untrained_copy(Path(chain.warehouse.root), folder)
     for name, is_time in instants(folder).items():
         shutil.rmtree(folder / "models", ignore_errors=True)  # what a killed run left there is not what to wait for
-        victim = TrainingVictim(chain.config_file, folder, *SMALL_MODEL, AFTER_EVERY_STEP)
+        victim = Victim("train", chain.config_file, folder, *SMALL_MODEL, AFTER_EVERY_STEP)
         # The driver alone in one case: its ranks must end by themselves, and disturb nobody until they do.
-        assert victim.kill_when(is_time, and_ranks=name != "between steps"), (name, victim.log.read_text())
+        assert victim.kill_when(is_time, and_children=name != "between steps"), (name, victim.log.read_text())
         assert not Warehouse(spark, str(folder)).exists(MODELS)
     steps = sorted(path.name for path in folder.glob("staging/train-*/checkpoints/step-*"))
     assert steps, "the killed runs left checkpoints"
@@ -79,7 +80,7 @@ def test_a_run_goes_on_with_the_files_that_it_began_with_though_they_were_compac
 ) -> None:
     folder = tmp_path / "warehouse"
     untrained_copy(Path(chain.warehouse.root), folder)
-    victim = TrainingVictim(chain.config_file, folder, *SMALL_MODEL, AFTER_EVERY_STEP)
+    victim = Victim("train", chain.config_file, folder, *SMALL_MODEL, AFTER_EVERY_STEP)
     assert victim.kill_when(lambda: num_whole(folder) == 2), victim.log.read_text()
     warehouse = Warehouse(spark, str(folder))
     files = spark.read.format("delta").load(warehouse.path(SEQUENCES)).repartition(3)

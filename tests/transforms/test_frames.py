@@ -6,8 +6,10 @@ from datetime import datetime, timedelta
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from llm_spark.config import SequencesConfig, SessionizeConfig
+from llm_spark.transforms.as_of import sessions_before
 from llm_spark.transforms.sequences import (
     latest_histories,
     sequences,
@@ -55,6 +57,21 @@ def test_events_in_any_order_and_partitioning_give_the_same_sessions(spark: Spar
         ("v", 5, ["a", "b"], [5.0, 6.0]),
     ]
     assert len({row["session_id"] for row in rows}) == 4
+
+
+def test_sessions_before_a_night_are_those_of_the_events_before_it(spark: SparkSession) -> None:
+    settings = SessionizeConfig(gap_seconds=1800)
+
+    def rows(sessions: DataFrame) -> list[tuple]:
+        return sorted(repr(tuple(row)) for row in sessions.collect())
+
+    logged = events(spark, TWO_USERS)
+    all_sessions = sessionize(logged, settings, by_key=False).localCheckpoint()
+    # Before all, on an event (which is after it then), between the events of a session, between sessions, after all.
+    for minute in (0, 6, 5.5, 60, 101, 200):
+        night = START + timedelta(minutes=minute)
+        known_then = sessionize(logged.where(F.col("event_time") < F.lit(night)), settings, by_key=False)
+        assert rows(sessions_before(all_sessions, night)) == rows(known_then), minute
 
 
 def test_a_late_event_leaves_the_ids_of_the_other_sessions_alone(spark: SparkSession) -> None:

@@ -10,7 +10,7 @@ import difflib
 import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pyspark.sql import DataFrame, Row
@@ -133,6 +133,11 @@ class Models:
         # Rows of earlier versions say it of the other.
         before = [other for other in self.rows if other.reason == _followed_by(model.model_id)]
         return max(before, key=lambda other: other.since).model_id if before else None
+
+    def moment(self) -> datetime:
+        """UTC now, or where the clock was moved back a moment after the newest move: who came last is told by time."""
+        newest = max((model.since for model in self.rows), default=datetime.min)
+        return max(datetime.now(UTC).replace(tzinfo=None), newest + timedelta(milliseconds=1))
 
     def having(self, *changed: Model) -> Models:
         """With these rows in place of those of the same models, or beside them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from pyspark.sql import functions as F
@@ -87,7 +87,7 @@ def _promote(warehouse: Warehouse, ids: Sequence[str], reason: str) -> None:
         return
     _require_sound(warehouse, model)
     why = f"promoted by hand: {reason}" if reason else "promoted by hand"
-    _move(warehouse, models, account, lambda now: as_champion(now, now.find(model.model_id), _now(), HAND, why))
+    _move(warehouse, models, account, lambda now: as_champion(now, now.find(model.model_id), now.moment(), HAND, why))
     account.remarks.append(f"{model.model_id} is champion")
     account.close(warehouse)
 
@@ -111,7 +111,7 @@ def _roll_back(warehouse: Warehouse, ids: Sequence[str], reason: str) -> None:
         warehouse,
         models,
         account,
-        lambda now: as_champion(now, now.find(former.model_id), _now(), ROLLBACK, why, former=behind),
+        lambda now: as_champion(now, now.find(former.model_id), now.moment(), ROLLBACK, why, former=behind),
     )
     account.remarks.append(f"{former.model_id} is champion again, in place of {current.model_id}")
     account.close(warehouse)
@@ -192,7 +192,3 @@ def _interval(value: float, low: float | None, high: float | None) -> str:
 
 def _second(time: datetime | None) -> str:
     return f"{time:%Y-%m-%d %H:%M:%S}" if time is not None else ""
-
-
-def _now() -> datetime:
-    return datetime.now(UTC).replace(tzinfo=None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from pyspark.sql import DataFrame
@@ -82,7 +81,7 @@ def _judged(now: Models, decided_on: Models, judged: Model, decision: Decision, 
     alias = now.find(judged.model_id).alias
     if alias != CHALLENGER:
         raise UserError(f"model {judged.model_id} became {alias} meanwhile, by another run: look at `llm-spark models`")
-    at = datetime.now(UTC).replace(tzinfo=None)
+    at = now.moment()
     if decision.promoted:
         return as_champion(now, judged, at, GATE, reason)
     return as_refused(now, judged, at, reason)

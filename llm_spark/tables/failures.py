@@ -1,0 +1,27 @@
+"""What storage says when it fails, in one line with the remedy."""
+
+from __future__ import annotations
+
+_FAULTS = {
+    "No space left on device": "the disk is full: make room, there or in Spark's scratch folder (spark.local.dir)",
+    "Disk quota exceeded": "the quota of the disk is used up: make room, there or in Spark's scratch folder (spark.local.dir)",
+    "Read-only file system": "it cannot be written, being on a read-only file system: mount it for writing, or give another warehouse=",
+    "Permission denied": "it may not be written or read by this account: grant that, or give another warehouse=",
+    "FAILED_READ_FILE.FILE_NOT_EXIST": "a file that its tables list is gone: restore it, or an earlier version of the table",
+    "DELTA_LOG_FILE_NOT_FOUND": "a file of a table's log is gone: restore it from a backup of the folder",
+}
+
+
+def storage_failure(error: BaseException, root: str) -> str:
+    """What befell the warehouse at `root`, told from what Spark, Delta or the system raised; empty where it was something else."""
+    texts = []
+    seen: BaseException | None = error
+    while seen is not None:
+        java = getattr(seen, "java_exception", None)
+        texts.append(f"{seen} {java.toString() if java is not None else ''}")
+        seen = seen.__cause__
+    told = "\n".join(texts)
+    for sign, meaning in _FAULTS.items():
+        if sign in told:
+            return f"warehouse '{root}': {meaning}, then run this again; what was written before still stands"
+    return ""
