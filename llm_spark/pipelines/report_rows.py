@@ -15,6 +15,7 @@ from llm_spark.pipelines.registry.aliases import ALIASES, CHAMPION, read_models
 from llm_spark.report import Check, Estimate, Measurement, Model, Prediction, Reason, StageRun, User
 from llm_spark.schemas import DATA_QUALITY, EVALUATION, PREDICTIONS, RUNS, TRAINING_METRICS, Table
 from llm_spark.tables.warehouse import Warehouse
+from llm_spark.transforms.offers import of_the_model
 
 REPORT = "report"
 MAX_STAGES = 50
@@ -142,7 +143,7 @@ def example_users(warehouse: Warehouse, num_users: int) -> list[User]:
     """So many users of the newest day with what is foretold of them; those whose predictions have reasons first, by a hash of their ids."""
     if not num_users:
         return []
-    predictions = _rows(warehouse, PREDICTIONS)
+    predictions = of_the_model(_rows(warehouse, PREDICTIONS))
     newest = predictions.agg(F.max("as_of_date").alias("day")).first()
     if newest is None or newest["day"] is None:
         return []

@@ -155,7 +155,9 @@ def _best_offers(
         if offers.min_probability:
             kept_WN &= (scores_WN / temperature - log_sum_C1[unsettled]).exp() >= offers.min_probability
         # Scores fall along a row: behind one that is not good enough there is none.
-        is_exhausted_W = ~kept_WN[:, -1] if num_candidates < num_offered else torch.ones(len(unsettled), dtype=bool)
+        is_exhausted_W = (
+            ~kept_WN[:, -1] if num_candidates < num_offered else torch.ones(len(unsettled), dtype=torch.bool)
+        )
         if category_A is not None:
             kept_WN &= _within_bound(category_A[candidates_WN], offers.max_per_category)
         kept_first_WN = (~kept_WN).to(torch.int8).argsort(dim=1, stable=True)[:, :num_listed]
