@@ -196,6 +196,24 @@ def test_every_shipped_file_is_valid_and_can_be_shown(file: Path) -> None:
     assert "warehouse:" in config.show(config.load(file))
 
 
+def test_shipped_files_show_what_scores_can_be_asked_for() -> None:
+    finance, health, retail = (config.load(CONF / f"{name}.yaml") for name in ("finance", "health", "online_retail"))
+    assert [(o.name, o.kind) for o in finance.model.outcomes] == [("spend", "amount"), ("declined", "probability")]
+    assert [o.name for o in health.model.outcomes] == ["comes_back", "has_a_lab_test"]
+    assert (health.score.min_probability, health.score.fallback_days) == (0.02, 0)
+    assert (retail.score.fallback_days, retail.score.exclude) == (28, "none")
+
+
+def test_the_settings_that_a_shipped_file_only_mentions_are_valid(tmp_path: Path) -> None:
+    text = (CONF / "online_retail.yaml").read_text()
+    file = tmp_path / "all.yaml"
+    file.write_text(
+        text.replace("  # exclude", "  exclude").replace("  # deny", "  deny").replace("  # allow", "  allow")
+    )
+    rules = config.load(file).score
+    assert (rules.excluded_types, rules.deny_items, rules.allow_items) == (("purchase",), "recalled", "campaign.csv")
+
+
 def test_the_reference_configuration_is_the_textbook_model() -> None:
     loaded = config.load(CONF / "reference.yaml")
     model, train = loaded.model, loaded.train

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 
 from delta.tables import DeltaTable
-from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from llm_spark.errors import UsageError
-from llm_spark.tables.raw import exists
+from llm_spark.tables.raw import exists, java_message
 from llm_spark.tables.warehouse import Warehouse
 
 
@@ -24,19 +23,16 @@ def item_list(warehouse: Warehouse, place: str, setting: str) -> DataFrame:
     try:
         path = _located(warehouse, place)
     except Exception as error:  # no file system answers to its scheme, or the one that does refuses
-        line = next(line for line in str(error).splitlines() if line.strip())
-        raise UsageError(f"{setting} is '{place}', which cannot be looked for: {line[:200]}") from error
+        raise UsageError(f"{setting} is '{place}', which cannot be looked for: {java_message(error)}") from error
     if path is None:
         raise UsageError(
             f"{setting} is '{place}': no table of the warehouse '{warehouse.root}' has that name, and no file is at that path"
         )
     try:
         rows = _read(warehouse, path)
-    except AnalysisException as error:
-        line = next(line for line in str(error).splitlines() if line.strip())
-        raise UsageError(
-            f"{setting} is '{place}', which cannot be read as Delta, CSV or Parquet: {line[:200]}"
-        ) from error
+    except Exception as error:
+        told = java_message(error)
+        raise UsageError(f"{setting} is '{place}', which cannot be read as Delta, CSV or Parquet: {told}") from error
     if "item_id" not in rows.columns:
         raise UsageError(
             f"{setting} is '{place}', which has no column item_id: its columns are {', '.join(rows.columns)}"
