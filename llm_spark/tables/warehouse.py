@@ -37,6 +37,10 @@ from llm_spark.tables.maintenance import KEEP_LOG, data_files, files_of_version,
 from llm_spark.tokens import ABSTAINED, FROM_MODEL, WITHDRAWN
 
 PREDICTIONS_CURRENT = "predictions_current"
+PREDICTIONS_CURRENT_IS = (
+    "a view of predictions: each user's list of his newest day, without users of whom that day says that there is none; user_id is null in the "
+    "list for whoever comes for the first time"
+)
 _MAX_PARTITIONS_NAMED = 400
 # A session set to dynamic overwriting would leave the partitions that the new rows do not touch.
 _WHOLE = ("partitionOverwriteMode", "static")
@@ -238,10 +242,7 @@ class Warehouse:
         return any(commit is not None and commit.note == note for commit in commits)
 
     def register(self) -> list[str]:
-        """Make each table that exists a temporary view of its name, and `predictions_current`; returns the names.
-
-        `predictions_current` is each user's list of his newest day, and nobody's where that day says that there is none.
-        """
+        """Make each table that exists a temporary view of its name, and `predictions_current`; returns the names."""
         names = []
         for table in TABLES.values():
             if self.exists(table):
