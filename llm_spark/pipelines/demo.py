@@ -45,10 +45,10 @@ SELECT user_id, as_of_date, max(next) FILTER (WHERE rank = 1) AS first, max(next
 FROM (SELECT *, concat(item_id, ' ', cast(round(100 * probability) AS int), ' %') AS next FROM predictions_current WHERE source = 'model')
 GROUP BY user_id, as_of_date ORDER BY user_id LIMIT 10
 """
-_NEXT_QUERY = """
-SELECT item_id, count(*) AS num_users FROM predictions_current WHERE source = 'model' AND rank = 1
-GROUP BY item_id ORDER BY num_users DESC LIMIT 5
-"""
+_NEXT_QUERY = (
+    "SELECT item_id, count(*) AS num_users FROM predictions_current WHERE source = 'model' AND rank = 1 "
+    "GROUP BY item_id ORDER BY num_users DESC LIMIT 5"
+)
 
 
 def prepare(folder: Path) -> Path:
