@@ -12,6 +12,8 @@ the score through the long-term memory alone: their weights' sum is what the mem
 A score is the item's logit less the mean logit of all items: what moves all items alike changes no prediction, and is
 no reason.
 
+What the model foretells of a user's outcomes is explained in the same way, the score being the outcome's logit, or log(1 + amount).
+
 The integral is taken by Gauss and Legendre's rule, at one point unless told otherwise: the middle of the path. What it
 misses (`remainder`) is spread over the events in proportion to the size of their weights, so that the sum is exact.
 More points leave less to be spread and take as many times longer, but come no nearer to exact occlusion on held-out
