@@ -345,29 +345,41 @@ EVALUATION = Table(
     added_later=("against",),
 )
 
+_REASONS = t.ArrayType(
+    _columns(
+        ("item_id", TEXT, "an item of the user's past, as in events"),
+        ("weight", t.DoubleType(), "what the user's events with it added to the score, or to the logit of an outcome"),
+    )
+)
+_SESSIONS_VERSION = ("sessions_version", LONG, "data version of the table sessions that the histories were made from")
+_SCORED_AT = ("scored_at", TIME, "when the run that wrote it began")
+
 PREDICTIONS = Table(
     "predictions",
-    "One recommended next item of one user",
+    "One recommended next item of one user, or why there is none",
     "score",
     _columns(
         ("as_of_date", t.DateType(), "events up to the end of this UTC day were used"),
-        _USER_ID,
+        ("user_id", TEXT, "who, as in the raw log; null in the list for whoever comes for the first time"),
         ("rank", t.IntegerType(), "1 is the likeliest"),
-        ("item_id", TEXT, "the item, as in events"),
-        ("score", t.DoubleType(), "logit"),
+        ("item_id", TEXT, "the item, as in events; null where source is abstained or withdrawn"),
+        (
+            "source",
+            TEXT,
+            "model: the model recommends it. fallback: the model knows nothing of the user, and it is one of the items with the most events in the "
+            "score.fallback_days before. abstained: nothing passes the filters of score. withdrawn: the user has no session any more. The last "
+            "two have one row a user, which predictions_current leaves out; null was written by an earlier version, and means model",
+        ),
+        ("score", t.DoubleType(), "logit; null unless the model recommends it"),
         (
             "probability",
             t.DoubleType(),
-            "softmax over the whole vocabulary, at the temperature that makes it hold on validation",
+            "softmax over the whole vocabulary, whatever is offered, at the temperature that makes it hold on validation; of a fallback the item's "
+            "share of all events in these days",
         ),
         (
             "reasons",
-            t.ArrayType(
-                _columns(
-                    ("item_id", TEXT, "an item of the user's past, as in events"),
-                    ("weight", t.DoubleType(), "what the user's events with it added to the score"),
-                )
-            ),
+            _REASONS,
             "the past items that raised the score most, strongest first; null where none were asked for (score.reasons, score.explained)",
         ),
         (
@@ -376,7 +388,45 @@ PREDICTIONS = Table(
             "what all sessions before the current one added to the score, through the long-term memory; null as reasons",
         ),
         _MODEL_ID,
-        ("scored_at", TIME, "when the run that wrote it began"),
+        _SESSIONS_VERSION,
+        _SCORED_AT,
+        _RUN_ID,
+    ),
+    ("as_of_date",),
+)
+
+OUTCOMES = Table(
+    "outcomes",
+    "What is foretold of one user: whether an outcome of model.outcomes will come about, or how much",
+    "score",
+    _columns(
+        (
+            "as_of_date",
+            t.DateType(),
+            "events up to the end of this UTC day were used, and the outcome's days begin there",
+        ),
+        _USER_ID,
+        ("outcome", TEXT, "the name of the outcome"),
+        ("probability", t.DoubleType(), "that it comes about within its days; null where the outcome is an amount"),
+        (
+            "value",
+            t.DoubleType(),
+            "the amount foretold for its days, in the unit of events.value; null where it is a probability",
+        ),
+        (
+            "decile",
+            t.IntegerType(),
+            "1: the tenth of the users of whom the most is foretold, to 10; of equal ones those come first whose user_id is smaller",
+        ),
+        (
+            "reasons",
+            _REASONS,
+            "the past items that raised the outcome's logit, or log(1 + amount), most, strongest first, the user's numbers of visits, time and "
+            "spending held as they are; null where none were asked for (score.reasons)",
+        ),
+        _MODEL_ID,
+        _SESSIONS_VERSION,
+        _SCORED_AT,
         _RUN_ID,
     ),
     ("as_of_date",),
@@ -454,6 +504,7 @@ TABLES = {
         TRAINING_METRICS,
         EVALUATION,
         PREDICTIONS,
+        OUTCOMES,
         DATA_QUALITY,
         RUNS,
         LOCKS,

@@ -65,6 +65,16 @@ def test_outcomes_are_read_from_a_file_and_from_the_command_line(tmp_path: Path)
     assert buys == config.OutcomeConfig("buys", ["buy"])
 
 
+def test_what_is_not_offered_again_is_nothing_all_that_was_seen_or_the_items_of_some_event_types() -> None:
+    def excluded(*given: str) -> tuple[str, ...] | None:
+        return config.load(None, list(given)).score.excluded_types
+
+    assert (excluded(), excluded("score.exclude=none")) == ((), ())
+    assert excluded("score.exclude=seen") is None
+    assert excluded("score.exclude=[purchase, rent]") == ("purchase", "rent")
+    assert excluded("score.exclude=[seen]") == ("seen",), "in a list it is the name of an event type"
+
+
 def test_the_gate_decides_by_a_metric_that_evaluate_measures() -> None:
     loaded = config.load(None, ["evaluate.ks=[3,12]"])
     assert loaded.gate.chosen_metric(loaded.evaluate.ks) == "recall@12", "the whole list that is shown"
@@ -92,6 +102,13 @@ def test_settings_that_a_stage_does_not_need_may_be_missing() -> None:
         "evaluate.baselines=[markov,markov]",
         "score.reasons=-1",
         "score.reasons=21",
+        "score.exclude=bought",
+        "score.exclude=[]",
+        "score.exclude=[[purchase]]",
+        "score.max_per_category=-1",
+        "score.max_per_category=2",
+        "score.min_probability=1",
+        "score.fallback_days=-1",
         "evaluate.num_replicates=39",
         "evaluate.ks=[]",
         "train.num_epochs=0",
@@ -177,6 +194,24 @@ def test_a_file_that_is_missing_or_no_yaml_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.name)
 def test_every_shipped_file_is_valid_and_can_be_shown(file: Path) -> None:
     assert "warehouse:" in config.show(config.load(file))
+
+
+def test_shipped_files_show_what_scores_can_be_asked_for() -> None:
+    finance, health, retail = (config.load(CONF / f"{name}.yaml") for name in ("finance", "health", "online_retail"))
+    assert [(o.name, o.kind) for o in finance.model.outcomes] == [("spend", "amount"), ("declined", "probability")]
+    assert [o.name for o in health.model.outcomes] == ["comes_back", "has_a_lab_test"]
+    assert (health.score.min_probability, health.score.fallback_days) == (0.02, 0)
+    assert (retail.score.fallback_days, retail.score.exclude) == (28, "none")
+
+
+def test_the_settings_that_a_shipped_file_only_mentions_are_valid(tmp_path: Path) -> None:
+    text = (CONF / "online_retail.yaml").read_text()
+    file = tmp_path / "all.yaml"
+    file.write_text(
+        text.replace("  # exclude", "  exclude").replace("  # deny", "  deny").replace("  # allow", "  allow")
+    )
+    rules = config.load(file).score
+    assert (rules.excluded_types, rules.deny_items, rules.allow_items) == (("purchase",), "recalled", "campaign.csv")
 
 
 def test_the_reference_configuration_is_the_textbook_model() -> None:

@@ -8,10 +8,11 @@ from llm_spark.config.gate import GateConfig
 from llm_spark.config.ingest import MISSING_RULES, ColumnsConfig, IngestConfig, MissingConfig, NormaliseItemConfig
 from llm_spark.config.loading import Config, from_overrides, load, show
 from llm_spark.config.maintain import MaintainConfig
-from llm_spark.config.model import EvaluateConfig, ModelConfig, ScoreConfig, TrainConfig
+from llm_spark.config.model import EvaluateConfig, ModelConfig, TrainConfig
 from llm_spark.config.nightly import NightlyConfig
 from llm_spark.config.outcomes import OutcomeConfig
 from llm_spark.config.report import ReportConfig
+from llm_spark.config.score import ScoreConfig
 from llm_spark.config.sequences import SPLIT_KINDS, BotsConfig, ClipValuesConfig, SequencesConfig, SessionizeConfig
 from llm_spark.config.spark import SparkConfig
 

@@ -17,9 +17,10 @@ from llm_spark.config.drift import DriftConfig
 from llm_spark.config.gate import GateConfig
 from llm_spark.config.ingest import IngestConfig
 from llm_spark.config.maintain import MaintainConfig
-from llm_spark.config.model import EvaluateConfig, ModelConfig, ScoreConfig, TrainConfig
+from llm_spark.config.model import EvaluateConfig, ModelConfig, TrainConfig
 from llm_spark.config.nightly import NightlyConfig
 from llm_spark.config.report import ReportConfig
+from llm_spark.config.score import ScoreConfig
 from llm_spark.config.sequences import SequencesConfig, SessionizeConfig
 from llm_spark.config.spark import SparkConfig
 from llm_spark.errors import UsageError

@@ -1,4 +1,4 @@
-"""Settings of the model and of the stages that train, evaluate and score it."""
+"""Settings of the model and of the stages that train and evaluate it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ _WITHOUT_PART_IN_THE_WEIGHTS = frozenset(
 BASELINES = ("popularity", "session_popularity", "recency", "markov", "vsknn", "item_knn")
 """What a model can be set against, from the plainest to the most knowing; llm_spark/evaluation/baselines says what each does."""
 
-MAX_REASONS = 20
-"""Each is one more join with the vocabulary, and more are read by nobody."""
 MIN_REPLICATES = 40
 """Of fewer, the 2.5 % at either end are less than one."""
 
@@ -213,25 +211,3 @@ class EvaluateConfig:
         require(len(set(self.ks)) < 255, "evaluate.ks", self.ks, "give fewer than 255 of them")
         enough = self.num_replicates >= MIN_REPLICATES
         require(enough, "evaluate.num_replicates", self.num_replicates, f"give {MIN_REPLICATES} or more")
-
-
-@dataclass(frozen=True)
-class ScoreConfig:
-    """Predictions for every user."""
-
-    k: int = 10
-    """Recommended next items for each user."""
-    batch_rows: int = 256
-    """Users scored at a time in a Python worker; bounds its memory."""
-    exclude_seen: bool = False
-    """Leave out items that stand in the user's recent history."""
-    reasons: int = 0
-    """Past items named as the reasons for a recommended one; 0 for none. Not given unasked: see `explained`."""
-    explained: int = 1
-    """Of each user's list the first so many get reasons. With 1 scoring takes about 6 times as long as without reasons, with 3 twelve times."""
-
-    def __post_init__(self) -> None:
-        require(self.k > 0, "score.k", self.k, "give a number above 0")
-        require(self.explained > 0, "score.explained", self.explained, "give a number above 0")
-        require(0 <= self.reasons <= MAX_REASONS, "score.reasons", self.reasons, f"give 0 to {MAX_REASONS}")
-        require(self.batch_rows > 0, "score.batch_rows", self.batch_rows, "give a number above 0")

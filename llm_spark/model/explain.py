@@ -12,6 +12,8 @@ the score through the long-term memory alone: their weights' sum is what the mem
 A score is the item's logit less the mean logit of all items: what moves all items alike changes no prediction, and is
 no reason.
 
+What the model foretells of a user's outcomes is explained in the same way, the score being the outcome's logit, or log(1 + amount).
+
 The integral is taken by Gauss and Legendre's rule, at one point unless told otherwise: the middle of the path. What it
 misses (`remainder`) is spread over the events in proportion to the size of their weights, so that the sum is exact.
 More points leave less to be spread and take as many times longer, but come no nearer to exact occlusion on held-out
@@ -22,6 +24,7 @@ Shape suffixes: B rows, K items of a row, N events, P packed steps, E embedding,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +33,7 @@ from torch import Tensor
 
 from llm_spark.model.history import HistoryBatch
 from llm_spark.model.network import NextEventModel
+from llm_spark.model.outcomes import NUM_ACCOUNT_NUMBERS, account_numbers
 from llm_spark.model.plan import SessionPlan
 from llm_spark.tokens import FIRST_ITEM_TOKEN
 
@@ -47,7 +51,7 @@ class Explanation:
     baseline_BK: Tensor
     """The items' scores if nothing were known of any event."""
     score_BK: Tensor
-    """The items' scores: logits less the mean logit of all items."""
+    """The items' scores: logits less the mean logit of all items. Of outcomes, those that the head gives."""
     remainder_BK: Tensor
     """What the integral had missed, and was spread over the events."""
 
@@ -65,13 +69,7 @@ def explain(
     The model must be in evaluation mode. A row gets the same whatever rows stand beside it, up to rounding. The cost is
     that of num_points * (1 + 2 K) + 1 forward passes, about.
     """
-    assert not model.training
-    plan = SessionPlan.for_next_step(batch, starts_session_B).to(batch.tokens_N.device)
     with torch.no_grad():
-        inputs_PE = model.step_inputs(batch, plan)
-        is_event_P = plan.token_P >= 0
-        events_PE = inputs_PE * is_event_P[:, None]
-        nothing_PE = inputs_PE - events_PE
         weight_VD, bias_V = model.output_layer()
         distinctive_BKD = weight_VD[tokens_BK] - weight_VD[FIRST_ITEM_TOKEN:].mean(dim=0)
         bias_BK = bias_V[tokens_BK] - bias_V[FIRST_ITEM_TOKEN:].mean()
@@ -79,28 +77,78 @@ def explain(
     def scores(contexts_BD: Tensor) -> Tensor:
         return (distinctive_BKD @ contexts_BD[:, :, None]).squeeze(2) + bias_BK
 
-    num_items = tokens_BK.shape[1]
-    weight_PK = inputs_PE.new_zeros(len(inputs_PE), num_items)
+    return _explained(model, batch, contexts_BD, scores, tokens_BK.shape[1], starts_session_B, num_points)
+
+
+def explain_outcomes(
+    model: NextEventModel, batch: HistoryBatch, elapsed_B: Tensor, num_points: int = NUM_POINTS
+) -> Explanation:
+    """Explain what `model.outcomes(batch, elapsed_B)` foretells: K outcomes, whose scores are logits of probabilities and log(1 + amount).
+
+    The head's own numbers (visits, time, spending, time elapsed) are held as they are, and are part of the baseline: a weight is what the
+    event added through what the network makes of it, not through having been one more visit.
+    """
+    head = model.outcome_head
+    if head is None:
+        raise ValueError("the model has no outcome head: it was trained without model.outcomes")
+    with torch.no_grad():
+        contexts_BD = model.next_step(batch)
+        known_B = batch.row_offsets.diff() > 0
+        numbers_BA = torch.zeros(batch.num_rows, NUM_ACCOUNT_NUMBERS)
+        numbers_BA[known_B] = account_numbers(
+            batch.account(batch.row_offsets[1:][known_B] - 1), elapsed_B[known_B]
+        ).cpu()
+        numbers_BA = numbers_BA.to(contexts_BD.device)
+    return _explained(
+        model,
+        batch,
+        contexts_BD,
+        lambda contexts_BD: head(contexts_BD, numbers_BA),
+        len(model.config.outcomes),
+        None,
+        num_points,
+    )
+
+
+def _explained(
+    model: NextEventModel,
+    batch: HistoryBatch,
+    contexts_BD: Tensor,
+    scores: Callable[[Tensor], Tensor],
+    num_scores: int,
+    starts_session_B: Tensor | None,
+    num_points: int,
+) -> Explanation:
+    """What each event added to the K `scores` [B, K] of the contexts, each row's of its own context alone."""
+    assert not model.training
+    plan = SessionPlan.for_next_step(batch, starts_session_B).to(batch.tokens_N.device)
+    with torch.no_grad():
+        inputs_PE = model.step_inputs(batch, plan)
+        is_event_P = plan.token_P >= 0
+        events_PE = inputs_PE * is_event_P[:, None]
+        nothing_PE = inputs_PE - events_PE
+
+    weight_PK = inputs_PE.new_zeros(len(inputs_PE), num_scores)
     points, shares = np.polynomial.legendre.leggauss(num_points)
     # cuDNN's recurrent layers have no backward pass in evaluation mode.
     with torch.backends.cudnn.flags(enabled=False), torch.enable_grad():
         for point, share in zip((points + 1) / 2, shares / 2, strict=True):
             faded_PE = (nothing_PE + float(point) * events_PE).requires_grad_()
             sums_K = scores(model.contexts_of_inputs(faded_PE, plan)).sum(dim=0)
-            for k in range(num_items):
+            for k in range(num_scores):
                 # A row's score depends on its own steps alone: one pass serves the k-th items of all rows.
                 (gradient_PE,) = torch.autograd.grad(
-                    sums_K[k], faded_PE, retain_graph=k + 1 < num_items, materialize_grads=True
+                    sums_K[k], faded_PE, retain_graph=k + 1 < num_scores, materialize_grads=True
                 )
                 weight_PK[:, k] += float(share) * (gradient_PE * events_PE).sum(dim=1)
     with torch.no_grad():
         baseline_BK, score_BK = scores(model.contexts_of_inputs(nothing_PE, plan)).cpu(), scores(contexts_BD).cpu()
-    weight_NK = torch.zeros(batch.num_tokens, num_items)
+    weight_NK = torch.zeros(batch.num_tokens, num_scores)
     weight_NK[plan.token_P[is_event_P].cpu()] = weight_PK[is_event_P].cpu()
     row_N = torch.repeat_interleave(torch.arange(batch.num_rows), batch.row_offsets.diff())
 
     def sum_of_rows(values_NK: Tensor) -> Tensor:
-        return torch.zeros(batch.num_rows, num_items).index_add_(0, row_N, values_NK)
+        return torch.zeros(batch.num_rows, num_scores).index_add_(0, row_N, values_NK)
 
     remainder_BK = score_BK - baseline_BK - sum_of_rows(weight_NK)
     size_BK = sum_of_rows(weight_NK.abs())

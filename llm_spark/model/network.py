@@ -156,7 +156,7 @@ class NextEventModel(nn.Module):
         return self._contexts(*self._walk_inputs(inputs_PE, plan), plan)
 
     def output_layer(self) -> tuple[Tensor, Tensor]:
-        """Weights [V, D] and biases [V] of the softmax, as `rank_targets`, `top_items` and the losses take them."""
+        """Weights [V, D] and biases [V] of the softmax, as `rank_targets`, `top_offers` and the losses take them."""
         return self.head.layer(self.item_embedding.weight)
 
     def logits(self, contexts_WD: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Exact ranks and top lists over the whole vocabulary, a bounded number of logits at a time.
 
-Shape suffixes: P steps, D context, V vocabulary rows, I items (V - 2), C steps of one chunk, B rows, K list length, N candidates.
+Shape suffixes: P steps, D context, V vocabulary rows, I items (V - 2), C steps of one chunk, K list length, N candidates.
 """
 
 from __future__ import annotations
@@ -117,39 +117,3 @@ def _largest(logits_CI: Tensor, k: int) -> tuple[Tensor, Tensor]:
     candidates_CN = torch.cat([(blocks_CK[:, :, None] * _BLOCK + inside).flatten(1), rest], dim=1)
     scores_CK, places_CK = logits_CI.gather(1, candidates_CN).topk(k, dim=1)
     return scores_CK, candidates_CN.gather(1, places_CK)
-
-
-@torch.no_grad()
-def top_items(
-    contexts_BD: Tensor,
-    k: int,
-    weight_VD: Tensor,
-    bias_V: Tensor,
-    excluded: tuple[Tensor, Tensor] | None = None,
-    temperature: float = 1.0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The k best items of each row, best first: tokens, logits and probabilities softmax(logits / temperature), each [B, K].
-
-    `excluded` is (rows, tokens), two int64 vectors: those pairs are left out of the lists; the probabilities stay
-    those over all items. K is the smaller of k and the number of items; places that exclusion leaves unfilled have
-    logit -inf.
-    """
-    weight_ID, bias_I = weight_VD[FIRST_ITEM_TOKEN:], bias_V[FIRST_ITEM_TOKEN:]
-    num_listed = min(k, len(bias_I))
-    tokens, scores, probabilities = [], [], []
-    num_rows = chunk_rows(len(bias_I))
-    for first in range(0, len(contexts_BD), num_rows):
-        logits_CI = F.linear(contexts_BD[first : first + num_rows], weight_ID, bias_I).float()
-        log_sum_C1 = (logits_CI / temperature).logsumexp(dim=1, keepdim=True)
-        if excluded is not None:
-            rows, seen = excluded
-            here = is_item(seen) & (seen < len(bias_V)) & (rows >= first) & (rows < first + num_rows)
-            logits_CI[rows[here] - first, seen[here] - FIRST_ITEM_TOKEN] = -torch.inf
-        best_CK, items_CK = logits_CI.topk(num_listed, dim=1)
-        tokens.append(items_CK + FIRST_ITEM_TOKEN)
-        scores.append(best_CK)
-        probabilities.append((best_CK / temperature - log_sum_C1).exp())
-    if not tokens:
-        empty = torch.zeros(0, num_listed)
-        return empty.long(), empty, empty
-    return torch.cat(tokens), torch.cat(scores), torch.cat(probabilities)

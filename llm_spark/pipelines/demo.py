@@ -42,10 +42,13 @@ score: {{k: {k}}}
 _FIRST_QUERY = """
 SELECT user_id, as_of_date, max(next) FILTER (WHERE rank = 1) AS first, max(next) FILTER (WHERE rank = 2) AS second,
        max(next) FILTER (WHERE rank = 3) AS third
-FROM (SELECT *, concat(item_id, ' ', cast(round(100 * probability) AS int), ' %') AS next FROM predictions_current)
+FROM (SELECT *, concat(item_id, ' ', cast(round(100 * probability) AS int), ' %') AS next FROM predictions_current WHERE source = 'model')
 GROUP BY user_id, as_of_date ORDER BY user_id LIMIT 10
 """
-_NEXT_QUERY = "SELECT item_id, count(*) AS num_users FROM predictions_current WHERE rank = 1 GROUP BY item_id ORDER BY num_users DESC LIMIT 5"
+_NEXT_QUERY = (
+    "SELECT item_id, count(*) AS num_users FROM predictions_current WHERE source = 'model' AND rank = 1 "
+    "GROUP BY item_id ORDER BY num_users DESC LIMIT 5"
+)
 
 
 def prepare(folder: Path) -> Path:

@@ -26,6 +26,7 @@ from llm_spark.transforms.drift_findings import findings
 from llm_spark.transforms.drift_kernel import Calendar
 from llm_spark.transforms.drift_rules import ACTIONS, NONE, Advice, retraining_advice
 from llm_spark.transforms.drift_scene import INFO, Finding, Scene
+from llm_spark.transforms.offers import of_the_model
 
 _INPUTS, _ADVICE, _NOT_JUDGED = "drift_inputs", "retraining_advice", "not_judged"
 _WITHOUT = {
@@ -197,7 +198,7 @@ def _counts(
     if SESSIONS.name in tables:
         frames.append(counting.session_lengths(tables[SESSIONS.name], calendar))
     if PREDICTIONS.name in tables:
-        predictions = tables[PREDICTIONS.name]
+        predictions = of_the_model(tables[PREDICTIONS.name])
         frames.append(counting.score_distribution(predictions, scored))
         frames.append(counting.hits(predictions, events, calendar, settings.hit_k, settings.hit_days))
     counts = counting.all_counts(frames).localCheckpoint()

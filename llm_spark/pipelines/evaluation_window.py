@@ -10,12 +10,13 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from llm_spark.config import Config
-from llm_spark.errors import DataError, UsageError
+from llm_spark.errors import DataError
 from llm_spark.evaluation.estimates import Measured
-from llm_spark.evaluation.metrics import collected_items, item_categories, item_popularity, measured_rows, metric_sums
+from llm_spark.evaluation.metrics import collected_items, item_popularity, measured_rows, metric_sums
 from llm_spark.evaluation.sums_kernel import MetricRules
 from llm_spark.model.artifact import read_tables
 from llm_spark.pipelines.features import require_features
+from llm_spark.pipelines.item_attributes import categories_by
 from llm_spark.pipelines.registry.serving import Champion
 from llm_spark.schemas import EVENTS, SEQUENCES, VOCABULARY
 from llm_spark.scoring import TARGET_RANKS_DDL, target_ranks
@@ -114,13 +115,7 @@ def _categories(warehouse: Warehouse, config: Config) -> DataFrame | None:
     attribute = config.evaluate.diversity_attribute
     if attribute is None:
         return None
-    kept = config.ingest.columns.attributes
-    if attribute not in kept:
-        known = ", ".join(kept) or "none"
-        raise UsageError(
-            f"evaluate.diversity_attribute is '{attribute}', which is none of ingest.columns.attributes ({known})"
-        )
-    return item_categories(warehouse.read(EVENTS), attribute)
+    return categories_by(warehouse.read(EVENTS), config, attribute, "evaluate.diversity_attribute")
 
 
 def _require_unseen(warehouse: Warehouse, model: Champion, data_version: int) -> None:

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from llm_spark.errors import UsageError
 from llm_spark.logs import log
-from llm_spark.tables.warehouse import Warehouse, sql
+from llm_spark.schemas import PREDICTIONS
+from llm_spark.tables.warehouse import PREDICTIONS_CURRENT, PREDICTIONS_CURRENT_IS, Warehouse, sql
 
 
 def print_query(warehouse: Warehouse, query: str, form: str, max_rows: int) -> None:
@@ -55,6 +56,8 @@ def print_tables(warehouse: Warehouse) -> None:
         for state in states
     ]
     print_table(["table", "version", "rows", "newest event (UTC)", "files", "size", "readable versions"], rows)
+    if PREDICTIONS.name in (state.name for state in states):
+        log.info("`llm-spark sql` adds %s, %s", PREDICTIONS_CURRENT, PREDICTIONS_CURRENT_IS)
 
 
 def _size(num_bytes: int) -> str:

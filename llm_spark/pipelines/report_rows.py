@@ -17,6 +17,7 @@ from llm_spark.pipelines.registry.aliases import ALIASES, CHAMPION, read_models
 from llm_spark.report import Check, Estimate, Measurement, Model, Prediction, Reason, StageRun, User
 from llm_spark.schemas import DATA_QUALITY, EVALUATION, PREDICTIONS, RUNS, TRAINING_METRICS, Table
 from llm_spark.tables.warehouse import Warehouse
+from llm_spark.transforms.offers import of_the_model
 
 REPORT, NIGHTLY = "report", "nightly"
 MAX_STAGES = 50
@@ -149,7 +150,7 @@ def example_users(warehouse: Warehouse, num_users: int, as_of: str | None = None
     their ids."""
     if not num_users:
         return []
-    predictions = _rows(warehouse, PREDICTIONS)
+    predictions = of_the_model(_rows(warehouse, PREDICTIONS))
     if as_of is not None:
         predictions = predictions.where(F.col("as_of_date") <= F.lit(date.fromisoformat(as_of)))
     newest = predictions.agg(F.max("as_of_date").alias("day")).first()

@@ -23,9 +23,11 @@ from llm_spark.errors import UserError
 from llm_spark.model.artifact import LoadedModel, load_artifact, read_manifest
 from llm_spark.model.explain import explain
 from llm_spark.model.history import HistoryBatch
-from llm_spark.model.ranking import rank_and_list, top_items
+from llm_spark.model.ranking import rank_and_list
 from llm_spark.scoring.histories import history_batch, like_shaped_slices
+from llm_spark.scoring.offers import Offers, top_offers
 from llm_spark.scoring.reasons import REASONS_TYPE, no_reasons, reason_columns
+from llm_spark.tokens import ABSTAINED, FALLBACK, FIRST_ITEM_TOKEN, FROM_MODEL
 
 TARGET_RANKS_DDL = (
     "sequence_id string, user_id string, position int, session_position int, token int, rank int, log_prob float, "
@@ -33,7 +35,7 @@ TARGET_RANKS_DDL = (
 )
 RECOMMEND_DDL = (
     "user_id string, rank int, token int, score float, probability float, "
-    "reasons array<struct<token: int, weight: float>>, memory_weight float"
+    "reasons array<struct<token: int, weight: float>>, memory_weight float, source string"
 )
 
 _TARGET_RANKS_SCHEMA = pa.schema(
@@ -58,6 +60,7 @@ _RECOMMEND_SCHEMA = pa.schema(
         ("probability", pa.float32()),
         ("reasons", REASONS_TYPE),
         ("memory_weight", pa.float32()),
+        ("source", pa.string()),
     ]
 )
 
@@ -106,21 +109,20 @@ def target_ranks(
 def recommend(
     batches: Iterator[pa.RecordBatch],
     artifact_path: str,
-    k: int,
+    offers: Offers,
     batch_rows: int,
-    exclude_seen: bool,
     num_reasons: int = 0,
     num_explained: int = 1,
 ) -> Iterator[pa.RecordBatch]:
-    """Each user's k most probable next items, best first; fewer where fewer items are left.
+    """Each user's most probable next items that may be offered, best first; fewer than `offers.k` where fewer are left.
 
     In: user_id, tokens, event_types, values, session_starts, event_times, and features where the model has any, one row
     a user; and, where given, a boolean `session_open`. Where that is false the user's last session has ended, and what is predicted is the
     first item of the next visit, from the long-term memory; where true, or not given, the next item of the current
     session. Out (RECOMMEND_DDL): `score` is the logit, `probability` the softmax over all items at
-    the temperature that was fitted on validation. With
-    `exclude_seen`, items of the row's history are left out of the list, and the probabilities of the others stay as
-    they are. `reasons` are the `num_reasons` past items that raised the score most, strongest first (model/explain.py),
+    the temperature that was fitted on validation, whatever may be offered. A user to whom nothing may be offered gets one
+    row, its token null and its source `abstained`; so does, with source `fallback`, one of whose events the model knows none,
+    if `offers.with_fallback`. `reasons` are the `num_reasons` past items that raised the score most, strongest first (model/explain.py),
     `memory_weight` is what all sessions before the current one added to it together; both are given for the first
     `num_explained` of each list, and null for the others and where `num_reasons` is 0.
     """
@@ -134,17 +136,13 @@ def recommend(
                 starts_session_B = ~torch.from_numpy(
                     rows.column("session_open").fill_null(True).to_numpy(zero_copy_only=False).astype(bool)
                 )
-            row_of_token_N = torch.repeat_interleave(torch.arange(rows.num_rows), histories.row_offsets.diff())
             with torch.inference_mode():
                 contexts_BD = model.next_step(histories, starts_session_B)
-                tokens_BK, scores_BK, probabilities_BK = top_items(
-                    contexts_BD,
-                    k,
-                    *model.output_layer(),
-                    (row_of_token_N, histories.tokens_N) if exclude_seen else None,
-                    loaded.temperature,
+                tokens_BK, scores_BK, probabilities_BK = top_offers(
+                    contexts_BD, offers, offers.had(histories), *model.output_layer(), loaded.temperature
                 )
-            listed_BK = torch.isfinite(scores_BK)
+            is_stranger_B = _strangers(histories, model.num_tokens) & offers.with_fallback
+            listed_BK = torch.isfinite(scores_BK) & ~is_stranger_B[:, None]
             listed = listed_BK.numpy()
             row_of_item, place = listed.nonzero()
             if num_reasons:
@@ -161,9 +159,34 @@ def recommend(
                     pa.array(scores_BK.numpy()[listed], pa.float32()),
                     pa.array(probabilities_BK.numpy()[listed], pa.float32()),
                     *reasons,
+                    pa.repeat(FROM_MODEL, len(row_of_item)),
                 ],
                 schema=_RECOMMEND_SCHEMA,
             )
+            nothing_listed_B = ~listed.any(axis=1)
+            if nothing_listed_B.any():
+                sources_B = np.where(is_stranger_B.numpy(), FALLBACK, ABSTAINED)
+                yield _without_item(
+                    rows.column("user_id").filter(pa.array(nothing_listed_B)), sources_B[nothing_listed_B]
+                )
+
+
+def _strangers(histories: HistoryBatch, num_tokens: int) -> torch.Tensor:
+    """Which rows [B] hold no event with an item that the model knows."""
+    is_known_N = (histories.tokens_N >= FIRST_ITEM_TOKEN) & (histories.tokens_N < num_tokens)
+    num_known_N = torch.nn.functional.pad(is_known_N.cumsum(0), (1, 0))
+    return num_known_N[histories.row_offsets].diff() == 0
+
+
+def _without_item(user_ids: pa.Array, sources: np.ndarray) -> pa.RecordBatch:
+    """One row a user, of rank 1, that says by its source alone why there is no item."""
+    given = {
+        "user_id": user_ids,
+        "rank": pa.repeat(pa.scalar(1, pa.int32()), len(user_ids)),
+        "source": pa.array(sources),
+    }
+    columns = [given.get(field.name, pa.nulls(len(user_ids), field.type)) for field in _RECOMMEND_SCHEMA]
+    return pa.RecordBatch.from_arrays(columns, schema=_RECOMMEND_SCHEMA)
 
 
 def _lists(tokens_PK: np.ndarray) -> pa.ListArray:

@@ -17,15 +17,19 @@ import pyarrow as pa
 import torch
 
 from llm_spark.errors import UserError
+from llm_spark.model.explain import explain_outcomes
 from llm_spark.model.history import HistoryBatch
 from llm_spark.scoring.histories import history_batch, like_shaped_slices, with_moments
 from llm_spark.scoring.kernels import loaded_model
+from llm_spark.scoring.reasons import REASONS_TYPE, no_reasons, reason_columns
 
-FORETELL_DDL = "user_id string, outcome string, value float"
+FORETELL_DDL = "user_id string, outcome string, value float, reasons array<struct<token: int, weight: float>>"
 
 LABELLED_MOMENTS_DDL = "user_id string, outcome string, label double, prediction double, frequency float, tenure float, monetary float, recency float"
 
-_FORETELL_SCHEMA = pa.schema([("user_id", pa.string()), ("outcome", pa.string()), ("value", pa.float32())])
+_FORETELL_SCHEMA = pa.schema(
+    [("user_id", pa.string()), ("outcome", pa.string()), ("value", pa.float32()), ("reasons", REASONS_TYPE)]
+)
 
 _LABELLED_MOMENTS_SCHEMA = pa.schema(
     [
@@ -38,13 +42,16 @@ _LABELLED_MOMENTS_SCHEMA = pa.schema(
 )
 
 
-def foretell(batches: Iterator[pa.RecordBatch], artifact_path: str, batch_rows: int) -> Iterator[pa.RecordBatch]:
+def foretell(
+    batches: Iterator[pa.RecordBatch], artifact_path: str, batch_rows: int, num_reasons: int = 0
+) -> Iterator[pa.RecordBatch]:
     """One row for each user and outcome: a probability, or an amount in the unit of the values.
 
     In: user_id, tokens, event_types, values, session_starts, event_times, and features where the model has any, one row a
     user; and, where given, `asked_at` (epoch seconds): the days count from then on, and the user is known to have done
     nothing since the last event of the row. Not given, they count from that event. Out (FORETELL_DDL): null for a user
-    without events. Raises UserError when the model foretells no outcome.
+    without events; `reasons` are the `num_reasons` past items that raised the outcome's logit or log(1 + amount) most
+    (model/explain.py), null where `num_reasons` is 0. Raises UserError when the model foretells no outcome.
     """
     model = loaded_model(artifact_path).model
     names = [outcome.name for outcome in model.config.outcomes]
@@ -53,12 +60,18 @@ def foretell(batches: Iterator[pa.RecordBatch], artifact_path: str, batch_rows: 
     for batch in batches:
         for rows in like_shaped_slices(batch, batch_rows):
             histories = history_batch(rows, len(model.config.features))
+            elapsed_B = _elapsed(rows, histories)
             with torch.inference_mode():
-                values_BO = model.outcomes(histories, _elapsed(rows, histories)).numpy()
+                values_BO = model.outcomes(histories, elapsed_B).numpy()
+            reasons = no_reasons(values_BO.size)[0]
+            if num_reasons:
+                is_told_BO = torch.ones(values_BO.shape, dtype=torch.bool)
+                explanation = explain_outcomes(model, histories, elapsed_B)
+                reasons = reason_columns(explanation, histories, model.num_tokens, num_reasons, is_told_BO)[0]
             users = rows.column("user_id").take(pa.array(np.repeat(np.arange(rows.num_rows), len(names))))
             outcomes = pa.array(names * rows.num_rows, pa.string())
             values = pa.array(values_BO.ravel(), pa.float32(), mask=np.isnan(values_BO.ravel()))
-            yield pa.RecordBatch.from_arrays([users, outcomes, values], schema=_FORETELL_SCHEMA)
+            yield pa.RecordBatch.from_arrays([users, outcomes, values, reasons], schema=_FORETELL_SCHEMA)
 
 
 def labelled_moments(

@@ -51,7 +51,7 @@ def list_files(spark: SparkSession, patterns: Sequence[str]) -> list[RawFile]:
             system = path.getFileSystem(hadoop)
             matches = system.globStatus(path)
         except Exception as error:
-            raise UserError(f"ingest.paths: '{pattern}' cannot be listed: {_java_message(error)}") from error
+            raise UserError(f"ingest.paths: '{pattern}' cannot be listed: {java_message(error)}") from error
         before = len(found)
         for match in matches or []:
             statuses = _walk(system, match) if match.isDirectory() else [match]
@@ -112,7 +112,8 @@ def _as_reported(uri: str) -> str:
     return re.sub(r"^file:/+", "file:/", uri)
 
 
-def _java_message(error: Exception) -> str:
+def java_message(error: Exception) -> str:
+    """What Java said, in one line; what Python said where it was not Java."""
     java = getattr(error, "java_exception", None)
     text = java.getMessage() if java is not None else str(error)
     return " ".join(str(text).split())[:200]
@@ -257,7 +258,7 @@ def _first_line(spark: SparkSession, file: RawFile) -> str:
             stream = codec.createInputStream(stream)
         head = bytes(stream.readNBytes(_HEADER_BYTES))
     except Exception as error:
-        raise UnreadableFileError(file.uri, _java_message(error)) from error
+        raise UnreadableFileError(file.uri, java_message(error)) from error
     finally:
         stream.close()
     lines = head.decode("utf-8", errors="replace").splitlines()
@@ -315,7 +316,7 @@ def referenced_columns(spark: SparkSession, expression: str) -> list[tuple[str, 
     try:
         leaves = session.sessionState().sqlParser().parseExpression(expression).collectLeaves()
     except Exception as error:
-        raise UserError(f"'{expression}' is no valid Spark SQL expression: {_java_message(error)}") from error
+        raise UserError(f"'{expression}' is no valid Spark SQL expression: {java_message(error)}") from error
     paths = []
     for place in range(leaves.size()):
         leaf = leaves.apply(place)

@@ -30,12 +30,17 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from llm_spark.errors import UserError
-from llm_spark.schemas import RUNS, TABLES, Table
+from llm_spark.schemas import PREDICTIONS, RUNS, TABLES, Table
 from llm_spark.tables.lock import locked
 from llm_spark.tables.log import TableLog
 from llm_spark.tables.maintenance import KEEP_LOG, data_files, files_of_version, readable_versions, row_groups, settings
+from llm_spark.tokens import ABSTAINED, FROM_MODEL, WITHDRAWN
 
 PREDICTIONS_CURRENT = "predictions_current"
+PREDICTIONS_CURRENT_IS = (
+    "a view of predictions: each user's list of his newest day, without users of whom that day says that there is none; user_id is null in the "
+    "list for whoever comes for the first time"
+)
 _MAX_PARTITIONS_NAMED = 400
 # A session set to dynamic overwriting would leave the partitions that the new rows do not touch.
 _WHOLE = ("partitionOverwriteMode", "static")
@@ -244,9 +249,14 @@ class Warehouse:
         names = []
         for table in TABLES.values():
             if self.exists(table):
-                self.read(table).createOrReplaceTempView(table.name)
+                rows = self.read(table)
+                if (
+                    table is PREDICTIONS and "source" not in rows.columns
+                ):  # as an earlier version of this program made it
+                    rows = rows.withColumn("source", F.lit(None).cast("string"))
+                rows.createOrReplaceTempView(table.name)
                 names.append(table.name)
-        if "predictions" in names:
+        if PREDICTIONS.name in names:
             self.spark.sql(_CURRENT_PREDICTIONS).createOrReplaceTempView(PREDICTIONS_CURRENT)
             names.append(PREDICTIONS_CURRENT)
         return names
@@ -345,10 +355,11 @@ def _conform(rows: DataFrame, table: Table) -> DataFrame:
     )
 
 
-_CURRENT_PREDICTIONS = """
+# One scan of one version of the table: whoever reads while a night is written sees the whole of it, or none of it.
+_CURRENT_PREDICTIONS = f"""
 SELECT * EXCEPT (newest_date)
 FROM (SELECT *, max(as_of_date) OVER (PARTITION BY user_id) AS newest_date FROM predictions)
-WHERE as_of_date = newest_date
+WHERE as_of_date = newest_date AND coalesce(source, '{FROM_MODEL}') NOT IN ('{ABSTAINED}', '{WITHDRAWN}')
 """
 
 

@@ -39,6 +39,7 @@ from llm_spark.model.history import HistoryBatch
 from llm_spark.model.network import NextEventModel
 from llm_spark.scoring import recommend
 from llm_spark.scoring.histories import history_batch
+from llm_spark.scoring.offers import Offers
 from llm_spark.simulation import SimulationConfig
 from llm_spark.training.batches import measure
 from llm_spark.training.distributed import Ranks
@@ -185,7 +186,7 @@ def costs(model: NextEventModel, table: pa.Table, num_turns: int) -> dict[str, f
         save_manifest(path, save_content(path, model, {}, {}))
 
         def run(num_reasons: int, num_explained: int) -> object:
-            return list(recommend(iter(rows), path, K, 256, False, num_reasons, num_explained))
+            return list(recommend(iter(rows), path, Offers(K), 256, num_reasons, num_explained))
 
         run(3, 1)
         ratios: dict[str, list[float]] = {f"first_{n}_explained": [] for n in NUM_EXPLAINED}

@@ -33,6 +33,7 @@ from llm_spark.model.network import NextEventModel
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.scoring import recommend
 from llm_spark.scoring.histories import history_batch
+from llm_spark.scoring.offers import Offers
 from llm_spark.simulation import SimulationConfig
 from llm_spark.tables.warehouse import Warehouse
 from tests.benchmarks.naive_scoring import top_items_of
@@ -67,7 +68,7 @@ def untrained_artifact(folder: str, histories: SimulatedHistories) -> str:
 def ours(path: str, users: pa.RecordBatch) -> Lists:
     arrow_batches = (users.slice(first, ARROW_ROWS) for first in range(0, users.num_rows, ARROW_ROWS))
     found = pa.Table.from_batches(
-        recommend(arrow_batches, artifact_path=path, k=K, batch_rows=BATCH_ROWS, exclude_seen=False)
+        recommend(arrow_batches, artifact_path=path, offers=Offers(K), batch_rows=BATCH_ROWS)
     )
     place = {user: place for place, user in enumerate(users.column("user_id").to_pylist())}
     user = np.array([place[name] for name in found.column("user_id").to_pylist()])

@@ -45,6 +45,9 @@ QUICK = [
     "gate.enabled=false",
     "sequences.min_item_count=1",
     "sessionize.num_buckets=2",
+    # A few days of logs close no window of their outcomes, and no chance of one of few items is small.
+    "model.outcomes=[]",
+    "score.min_probability=0",
 ]
 
 
@@ -141,7 +144,7 @@ def test_a_model_of_the_trade_recommends_its_own_items_to_every_user(trade: Trad
     assert trade.warehouse.read(SEQUENCES).select("split").distinct().count() == 3
     known = {row["item_id"] for row in trade.warehouse.read(VOCABULARY).select("item_id").collect()}
     assert known <= set(trade.process.item_ids)
-    rows = trade.warehouse.read(PREDICTIONS).select("user_id", "rank", "item_id").collect()
+    rows = trade.warehouse.read(PREDICTIONS).where("user_id IS NOT NULL").collect()
     assert {row["item_id"] for row in rows} <= known
     assert Counter(row["user_id"] for row in rows) == dict.fromkeys(
         {trade.process.user_ids[user] for user in trade.clean.user_N}, trade.config.score.k

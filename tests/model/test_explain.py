@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_spark.config import ModelConfig, TrainConfig
-from llm_spark.model.explain import Explanation, explain
+from llm_spark.config import ModelConfig, OutcomeConfig, TrainConfig
+from llm_spark.model.explain import Explanation, explain, explain_outcomes
 from llm_spark.model.history import HistoryBatch
 from llm_spark.model.network import NextEventModel
 from llm_spark.model.plan import SessionPlan
@@ -21,6 +21,7 @@ from tests.model.test_network import NUM_EVENT_TYPES, NUM_TOKENS, small_model
 from tests.training.sequences import SMALL_MODEL, InMemory
 
 ALL_ITEMS = list(range(2, NUM_TOKENS))
+OUTCOMES = [OutcomeConfig("returns"), OutcomeConfig("spends", kind="amount")]
 
 
 def explained(
@@ -222,3 +223,32 @@ def test_a_network_with_every_setting_off_is_explained_too() -> None:
     found = explained(model, [row([[2, 3, 4]])])
     total = found.baseline_BK[0] + found.weight_NK.sum(dim=0)
     torch.testing.assert_close(total, found.score_BK[0], atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), num_points=st.integers(1, 4))
+def test_baseline_and_weights_of_an_outcome_sum_to_its_logit(seed: int, num_points: int) -> None:
+    model = small_model(outcomes=OUTCOMES)
+    rows, elapsed = random_rows(5, NUM_TOKENS, NUM_EVENT_TYPES, seed), torch.arange(5) * 1e5
+    found = explain_outcomes(model, batch_of(rows), elapsed, num_points)
+    total = found.baseline_BK + torch.stack([weights.sum(dim=0) for weights in weights_of_rows(found, rows)])
+    with torch.no_grad():
+        chance_B, amount_B = model.outcomes(batch_of(rows), elapsed).unbind(dim=1)
+    torch.testing.assert_close(total[:, 0], chance_B.logit(), atol=1e-4, rtol=1e-4)
+    # An amount is never below 0, while what is explained may be.
+    torch.testing.assert_close(total[:, 1].clamp(min=0), amount_B.log1p(), atol=1e-4, rtol=1e-4)
+
+
+def test_where_an_outcome_goes_by_the_heads_own_numbers_alone_no_event_is_a_reason() -> None:
+    model = small_model(outcomes=OUTCOMES)
+    with torch.no_grad():
+        model.outcome_head.hidden.weight[:, : model.context_size] = 0
+    rows = random_rows(4, NUM_TOKENS, NUM_EVENT_TYPES, seed=2)
+    found = explain_outcomes(model, batch_of(rows), torch.zeros(4))
+    torch.testing.assert_close(found.weight_NK, torch.zeros_like(found.weight_NK), atol=1e-5, rtol=0)
+    assert found.score_BK.abs().min() > 0
+
+
+def test_a_model_without_outcomes_explains_none() -> None:
+    with pytest.raises(ValueError, match=r"trained without model\.outcomes"):
+        explain_outcomes(small_model(), batch_of([row([[2, 3]])]), torch.zeros(1))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from llm_spark.model.losses import NegativeSampler, full_cross_entropy, sampled_cross_entropy
-from llm_spark.model.ranking import best_columns, rank_and_list, rank_targets, top_items
+from llm_spark.model.ranking import best_columns, rank_and_list, rank_targets
 
 NUM_STEPS, SIZE, NUM_TOKENS = 23, 6, 14
 
@@ -171,28 +171,7 @@ def test_ranks_and_lists_of_one_pass_are_those_of_two(monkeypatch: pytest.Monkey
     assert ranked.ranks_P[3] == 0
     assert ranked.ranks_P.tolist() == expected_ranks.tolist()
     torch.testing.assert_close(ranked.log_probabilities_P, expected_log_probabilities, equal_nan=True)
-    assert ranked.listed_PK.tolist() == top_items(contexts, 4, weight, bias)[0].tolist()
+    best_first = F.linear(contexts, weight, bias)[:, 2:].argsort(dim=1, descending=True)
+    assert ranked.listed_PK.tolist() == (2 + best_first[:, :4]).tolist()
     softened = (F.linear(contexts, weight, bias)[:, 2:] / 2).softmax(dim=1)
     torch.testing.assert_close(ranked.confidence_P, softened.max(dim=1).values)
-
-
-def test_top_items_equal_a_brute_force_sort_and_leave_excluded_ones_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    contexts, _, weight, bias = (t.detach() for t in problem())
-    monkeypatch.setattr("llm_spark.model.losses.MAX_LOGITS", 5 * (NUM_TOKENS - 2))
-    rows, seen = torch.tensor([0, 0, 7, 22, 22]), torch.tensor([5, 1, 3, 13, NUM_TOKENS + 4])
-    tokens, scores, probabilities = top_items(contexts, 4, weight, bias, (rows, seen))
-    logits = F.linear(contexts, weight, bias)
-    excluded = set(zip(rows.tolist(), seen.tolist(), strict=True))
-    for i in range(NUM_STEPS):
-        allowed = [token for token in range(2, NUM_TOKENS) if (i, token) not in excluded]
-        best = sorted(allowed, key=lambda token: -logits[i, token].item())[:4]
-        assert tokens[i].tolist() == best
-        torch.testing.assert_close(scores[i], logits[i, best])
-        torch.testing.assert_close(probabilities[i], logits[i, 2:].softmax(0)[[token - 2 for token in best]])
-
-
-def test_a_list_is_no_longer_than_the_vocabulary() -> None:
-    contexts, _, weight, bias = (t.detach() for t in problem())
-    tokens, _, probabilities = top_items(contexts, 100, weight, bias)
-    assert tokens.shape == (NUM_STEPS, NUM_TOKENS - 2)
-    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(NUM_STEPS))

@@ -12,6 +12,7 @@ from llm_spark.model.artifact import load_artifact, save_content, save_manifest
 from llm_spark.model.explain import explain
 from llm_spark.model.network import NextEventModel
 from llm_spark.scoring import recommend
+from llm_spark.scoring.offers import Offers
 from llm_spark.scoring.reasons import MIN_WEIGHT
 from tests.model.histories import Row, batch_of, random_rows, row
 from tests.training.sequences import table_of
@@ -30,7 +31,7 @@ def lists_of(
 ) -> list[dict]:
     table = table_of(rows).drop_columns(["sequence_id", "first_target"])
     batches = recommend(
-        iter(table.to_batches(max_chunksize)), artifact, K, batch_rows, False, num_reasons, num_explained
+        iter(table.to_batches(max_chunksize)), artifact, Offers(K), batch_rows, num_reasons, num_explained
     )
     found = [record for batch in batches for record in batch.to_pylist()]
     return sorted(found, key=lambda r: (r["user_id"], r["rank"]))
@@ -87,7 +88,7 @@ def test_a_user_without_events_gets_no_reasons(artifact: str) -> None:
         [table.drop_columns(["first_target"]), nobody], promote_options="default"
     ).combine_chunks()
     for inputs in (together, nobody):
-        batches = recommend(iter(inputs.to_batches()), artifact, 2, 8, False, 3, 2)
+        batches = recommend(iter(inputs.to_batches()), artifact, Offers(2), 8, 3, 2)
         found = [record for batch in batches for record in batch.to_pylist() if record["user_id"] == "nobody"]
         assert [(record["reasons"], record["memory_weight"]) for record in found] == [([], 0.0)] * 2
 

@@ -15,6 +15,7 @@ from llm_spark.errors import DataError, UserError
 from llm_spark.model.artifact import load_artifact, save_content, save_manifest
 from llm_spark.model.network import NextEventModel
 from llm_spark.scoring import recommend, target_ranks
+from llm_spark.scoring.offers import Offers
 from tests.model.histories import Row, batch_of, random_rows, row
 from tests.training.sequences import table_of
 
@@ -40,7 +41,8 @@ def lists_of(
     exclude_seen: bool = False,
 ) -> list[dict]:
     table = table_of(rows).drop_columns(["sequence_id", "first_target"])
-    found = collect(recommend(iter(table.to_batches(max_chunksize)), artifact, k, batch_rows, exclude_seen))
+    offers = Offers(k, had_by=None if exclude_seen else frozenset())
+    found = collect(recommend(iter(table.to_batches(max_chunksize)), artifact, offers, batch_rows))
     return sorted(found, key=lambda r: (r["user_id"], r["rank"]))
 
 
@@ -136,7 +138,7 @@ def test_probabilities_are_softened_by_the_temperature_of_the_artifact_and_score
 def test_a_closed_session_is_followed_by_the_next_visits_first_item(artifact: str) -> None:
     history = row([[2, 3, 4], [5, 6]])
     table = table_of([history, history]).append_column("session_open", pa.array([True, False]))
-    found = collect(recommend(iter(table.to_batches()), artifact, 14, 8, False))
+    found = collect(recommend(iter(table.to_batches()), artifact, Offers(14), 8))
     still_open = {r["token"]: r["score"] for r in found if r["user_id"] == "u0"}
     ended = {r["token"]: r["score"] for r in found if r["user_id"] == "u1"}
     model = load_artifact(artifact).model
@@ -163,7 +165,7 @@ def test_a_user_without_events_and_a_null_list_are_scored_as_newcomers(artifact:
     together = pa.concat_tables(
         [table.drop_columns(["first_target"]), nobody], promote_options="default"
     ).combine_chunks()
-    found = collect(recommend(iter(together.to_batches()), artifact, 2, 8, False))
+    found = collect(recommend(iter(together.to_batches()), artifact, Offers(2), 8))
     assert [r["rank"] for r in found if r["user_id"] == "nobody"] == [1, 2]
     assert len(found) == 6
 

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from llm_spark.config import ModelConfig, OutcomeConfig
 from llm_spark.errors import DataError, UserError
 from llm_spark.model.artifact import load_artifact, save_content, save_manifest
+from llm_spark.model.explain import explain_outcomes
 from llm_spark.model.network import NextEventModel
 from llm_spark.scoring import foretell, labelled_moments
+from llm_spark.scoring.reasons import MIN_WEIGHT
 from tests.model.histories import Row, batch_of, prefix, random_rows, row, with_features, with_moments
 from tests.training.sequences import table_of
 
@@ -160,3 +162,42 @@ def test_damaged_moments_are_named(artifact: str) -> None:
     one_row |= {"outcome_places": [99], "outcome_elapsed_seconds": [0], "outcome_labels": [[1.0, 1.0]]}
     with pytest.raises(DataError, match="outcome_places names a position outside its row"):
         asked([one_row], artifact)
+
+
+def test_reasons_of_an_outcome_are_the_past_items_that_raised_it_most(artifact: str) -> None:
+    rows = histories(6, seed=7)
+    (unknown,) = with_features([row([[1, NUM_TOKENS + 2]])], 1, seed=2)
+    rows.append(unknown)
+    model = load_artifact(artifact).model
+    found = foretell(iter(table_of(rows).to_batches()), artifact, 3, num_reasons=2)
+    reasons = {(r["user_id"], r["outcome"]): r["reasons"] for batch in found for r in batch.to_pylist()}
+    for i, one_row in enumerate(rows):
+        told = explain_outcomes(model, batch_of([one_row]), torch.zeros(1))
+        for place, outcome in enumerate(("returns", "spend")):
+            weight_of: dict[int, float] = {}
+            for token, weight in zip(one_row["tokens"], told.weight_NK[:, place].tolist(), strict=True):
+                weight_of[int(token)] = weight_of.get(int(token), 0.0) + weight
+            best = sorted((-w, t) for t, w in weight_of.items() if w > MIN_WEIGHT and 1 < t < NUM_TOKENS)[:2]
+            mine = reasons[f"u{i}", outcome]
+            assert [reason["token"] for reason in mine] == [token for _, token in best]
+            assert [reason["weight"] for reason in mine] == pytest.approx([-w for w, _ in best], abs=1e-4)
+    assert reasons["u6", "returns"] == []
+    assert any(len(told) == 2 for told in reasons.values())
+
+
+def test_without_reasons_asked_for_an_outcome_has_none(artifact: str) -> None:
+    (batch,) = foretell(iter(table_of(histories(2, seed=7)).to_batches()), artifact, 8)
+    assert batch.column("reasons").null_count == 4
+
+
+def test_reasons_leave_what_is_foretold_as_it_is_also_beside_a_user_without_events(artifact: str) -> None:
+    nobody: Row = {
+        name: [] for name in ("tokens", "event_types", "values", "event_times", "session_starts", "features")
+    }
+    rows = [{**nobody, "first_target": 1}, *histories(4, seed=8)]
+
+    def told(num_reasons: int) -> list[tuple]:
+        made = foretell(iter(table_of(rows).to_batches()), artifact, 8, num_reasons)
+        return [(r["user_id"], r["outcome"], r["value"]) for batch in made for r in batch.to_pylist()]
+
+    assert told(3) == told(0)

@@ -45,7 +45,7 @@ def test_an_append_repeated_under_its_id_lands_once(warehouse: Warehouse, spark:
 
 
 def predictions(spark: SparkSession, day: int, item: str, user: str = "u") -> DataFrame:
-    row = (date(2025, 1, day), user, 1, item, 0.5, 0.5, None, None, "m", datetime(2025, 1, 1), "r")
+    row = (date(2025, 1, day), user, 1, item, "model", 0.5, 0.5, None, None, "m", 0, datetime(2025, 1, 1), "r")
     return spark.createDataFrame([row], PREDICTIONS.schema)
 
 

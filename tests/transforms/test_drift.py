@@ -163,7 +163,7 @@ def test_sessions_are_classed_by_their_events_and_predictions_by_their_chance(sp
 def predictions(spark: SparkSession, rows: list[tuple]) -> DataFrame:
     """Days before that Sunday, user, rank, item, probability."""
     full = [
-        (SUNDAY - timedelta(days=days_ago), user, rank, item, 0.0, chance, None, None, "m", NOON, "run")
+        (SUNDAY - timedelta(days=days_ago), user, rank, item, "model", 0.0, chance, None, None, "m", 0, NOON, "run")
         for days_ago, user, rank, item, chance in rows
     ]
     return spark.createDataFrame(full, PREDICTIONS.schema)
