@@ -393,6 +393,7 @@ PREDICTIONS = Table(
         _RUN_ID,
     ),
     ("as_of_date",),
+    added_later=("reasons", "memory_weight", "sessions_version", "source"),
 )
 
 OUTCOMES = Table(
@@ -430,7 +431,6 @@ OUTCOMES = Table(
         _RUN_ID,
     ),
     ("as_of_date",),
-    added_later=("reasons", "memory_weight"),
 )
 
 DATA_QUALITY = Table(

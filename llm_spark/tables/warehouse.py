@@ -249,12 +249,7 @@ class Warehouse:
         names = []
         for table in TABLES.values():
             if self.exists(table):
-                rows = self.read(table)
-                if (
-                    table is PREDICTIONS and "source" not in rows.columns
-                ):  # as an earlier version of this program made it
-                    rows = rows.withColumn("source", F.lit(None).cast("string"))
-                rows.createOrReplaceTempView(table.name)
+                self.read(table).createOrReplaceTempView(table.name)
                 names.append(table.name)
         if PREDICTIONS.name in names:
             self.spark.sql(_CURRENT_PREDICTIONS).createOrReplaceTempView(PREDICTIONS_CURRENT)
