@@ -25,9 +25,9 @@ from llm_spark.model.explain import explain
 from llm_spark.model.history import HistoryBatch
 from llm_spark.model.ranking import rank_and_list
 from llm_spark.scoring.histories import history_batch, like_shaped_slices
-from llm_spark.scoring.offers import Offers, top_offers
+from llm_spark.scoring.offers import Offers, RecentEvents, top_offers
 from llm_spark.scoring.reasons import REASONS_TYPE, no_reasons, reason_columns
-from llm_spark.tokens import ABSTAINED, FALLBACK, FIRST_ITEM_TOKEN, FROM_MODEL
+from llm_spark.tokens import ABSTAINED, FALLBACK, FROM_MODEL
 
 TARGET_RANKS_DDL = (
     "sequence_id string, user_id string, position int, session_position int, token int, rank int, log_prob float, "
@@ -51,7 +51,7 @@ _TARGET_RANKS_SCHEMA = pa.schema(
         ("confidence", pa.float32()),
     ]
 )
-_RECOMMEND_SCHEMA = pa.schema(
+RECOMMEND_SCHEMA = pa.schema(
     [
         ("user_id", pa.string()),
         ("rank", pa.int32()),
@@ -127,55 +127,59 @@ def recommend(
     `num_explained` of each list, and null for the others and where `num_reasons` is 0.
     """
     loaded = loaded_model(artifact_path)
-    model = loaded.model
     for batch in batches:
         for rows in like_shaped_slices(batch, batch_rows):
-            histories = history_batch(rows, len(model.config.features))
-            starts_session_B = None
-            if "session_open" in rows.schema.names:
-                starts_session_B = ~torch.from_numpy(
-                    rows.column("session_open").fill_null(True).to_numpy(zero_copy_only=False).astype(bool)
-                )
-            with torch.inference_mode():
-                contexts_BD = model.next_step(histories, starts_session_B)
-                tokens_BK, scores_BK, probabilities_BK = top_offers(
-                    contexts_BD, offers, offers.had(histories), *model.output_layer(), loaded.temperature
-                )
-            is_stranger_B = _strangers(histories, model.num_tokens) & offers.with_fallback
-            listed_BK = torch.isfinite(scores_BK) & ~is_stranger_B[:, None]
-            listed = listed_BK.numpy()
-            row_of_item, place = listed.nonzero()
-            if num_reasons:
-                explained_tokens = tokens_BK[:, :num_explained].clone()
-                explanation = explain(model, histories, contexts_BD, explained_tokens, starts_session_B)
-                reasons = reason_columns(explanation, histories, model.num_tokens, num_reasons, listed_BK)
-            else:
-                reasons = no_reasons(len(row_of_item))
-            yield pa.RecordBatch.from_arrays(
-                [
-                    rows.column("user_id").take(pa.array(row_of_item)),
-                    pa.array(place + 1, pa.int32()),
-                    pa.array(tokens_BK.numpy()[listed], pa.int32()),
-                    pa.array(scores_BK.numpy()[listed], pa.float32()),
-                    pa.array(probabilities_BK.numpy()[listed], pa.float32()),
-                    *reasons,
-                    pa.repeat(FROM_MODEL, len(row_of_item)),
-                ],
-                schema=_RECOMMEND_SCHEMA,
-            )
-            nothing_listed_B = ~listed.any(axis=1)
-            if nothing_listed_B.any():
-                sources_B = np.where(is_stranger_B.numpy(), FALLBACK, ABSTAINED)
-                yield _without_item(
-                    rows.column("user_id").filter(pa.array(nothing_listed_B)), sources_B[nothing_listed_B]
-                )
+            histories = history_batch(rows, len(loaded.model.config.features))
+            recent = RecentEvents.of_histories(histories)
+            yield recommended(loaded, rows, histories, recent, offers, num_reasons, num_explained)
 
 
-def _strangers(histories: HistoryBatch, num_tokens: int) -> torch.Tensor:
-    """Which rows [B] hold no event with an item that the model knows."""
-    is_known_N = (histories.tokens_N >= FIRST_ITEM_TOKEN) & (histories.tokens_N < num_tokens)
-    num_known_N = torch.nn.functional.pad(is_known_N.cumsum(0), (1, 0))
-    return num_known_N[histories.row_offsets].diff() == 0
+def recommended(
+    loaded: LoadedModel,
+    rows: pa.RecordBatch,
+    histories: HistoryBatch,
+    recent: RecentEvents,
+    offers: Offers,
+    num_reasons: int,
+    num_explained: int,
+) -> pa.RecordBatch:
+    """What `recommend` gives for these rows, of which the model is to read the `histories`; offers go by the `recent` events."""
+    model = loaded.model
+    starts_session_B = None
+    if "session_open" in rows.schema.names:
+        is_open = rows.column("session_open").fill_null(True)
+        starts_session_B = ~torch.from_numpy(is_open.to_numpy(zero_copy_only=False).astype(bool))
+    with torch.inference_mode():
+        contexts_BD = model.next_step(histories, starts_session_B)
+        tokens_BK, scores_BK, probabilities_BK = top_offers(
+            contexts_BD, offers, offers.had(recent), *model.output_layer(), loaded.temperature
+        )
+    is_stranger_B = recent.is_unknown(rows.num_rows, model.num_tokens) & offers.with_fallback
+    listed_BK = torch.isfinite(scores_BK) & ~is_stranger_B[:, None]
+    listed = listed_BK.numpy()
+    row_of_item, place = listed.nonzero()
+    if num_reasons:
+        explained_tokens = tokens_BK[:, :num_explained].clone()
+        explanation = explain(model, histories, contexts_BD, explained_tokens, starts_session_B)
+        reasons = reason_columns(explanation, histories, model.num_tokens, num_reasons, listed_BK)
+    else:
+        reasons = no_reasons(len(row_of_item))
+    lists = pa.RecordBatch.from_arrays(
+        [
+            rows.column("user_id").take(pa.array(row_of_item)),
+            pa.array(place + 1, pa.int32()),
+            pa.array(tokens_BK.numpy()[listed], pa.int32()),
+            pa.array(scores_BK.numpy()[listed], pa.float32()),
+            pa.array(probabilities_BK.numpy()[listed], pa.float32()),
+            *reasons,
+            pa.repeat(FROM_MODEL, len(row_of_item)),
+        ],
+        schema=RECOMMEND_SCHEMA,
+    )
+    is_empty_B = ~listed.any(axis=1)
+    sources_B = np.where(is_stranger_B.numpy(), FALLBACK, ABSTAINED)
+    without = _without_item(rows.column("user_id").filter(pa.array(is_empty_B)), sources_B[is_empty_B])
+    return pa.concat_batches([lists, without])
 
 
 def _without_item(user_ids: pa.Array, sources: np.ndarray) -> pa.RecordBatch:
@@ -183,10 +187,10 @@ def _without_item(user_ids: pa.Array, sources: np.ndarray) -> pa.RecordBatch:
     given = {
         "user_id": user_ids,
         "rank": pa.repeat(pa.scalar(1, pa.int32()), len(user_ids)),
-        "source": pa.array(sources),
+        "source": pa.array(sources, pa.string()),
     }
-    columns = [given.get(field.name, pa.nulls(len(user_ids), field.type)) for field in _RECOMMEND_SCHEMA]
-    return pa.RecordBatch.from_arrays(columns, schema=_RECOMMEND_SCHEMA)
+    columns = [given.get(field.name, pa.nulls(len(user_ids), field.type)) for field in RECOMMEND_SCHEMA]
+    return pa.RecordBatch.from_arrays(columns, schema=RECOMMEND_SCHEMA)
 
 
 def _lists(tokens_PK: np.ndarray) -> pa.ListArray:

@@ -5,7 +5,7 @@ what the user has had, what is less probable than the minimum, and what would be
 the best that still fits is optimal here: sets with at most m of each category form a matroid.
 
 Shape suffixes: B rows, C rows of one chunk, W of them whose lists are not settled yet, D context, V tokens, I items (V - 2), A allowed
-items, N candidates, K list length, P pairs of row and token.
+items, N candidates (or events), K list length, P pairs of row and token.
 """
 
 from __future__ import annotations
@@ -23,6 +23,26 @@ from llm_spark.model.history import HistoryBatch
 from llm_spark.model.losses import chunk_rows, is_item
 from llm_spark.model.ranking import best_columns
 from llm_spark.tokens import FIRST_ITEM_TOKEN
+
+
+@dataclass(frozen=True)
+class RecentEvents:
+    """The newest events of each row's user, as many as a history keeps: what he has had, and what the model knows of it."""
+
+    row_N: Tensor
+    event_types_N: Tensor
+    tokens_N: Tensor
+
+    @classmethod
+    def of_histories(cls, batch: HistoryBatch) -> RecentEvents:
+        """Those of histories that hold all of them."""
+        row_N = torch.repeat_interleave(torch.arange(batch.num_rows), batch.row_offsets.diff())
+        return cls(row_N, batch.event_types_N.cpu(), batch.tokens_N.cpu())
+
+    def is_unknown(self, num_rows: int, num_tokens: int) -> Tensor:
+        """Which rows [B] have no event with an item that a model of so many tokens knows."""
+        is_known_N = is_item(self.tokens_N) & (self.tokens_N < num_tokens)
+        return torch.bincount(self.row_N[is_known_N], minlength=num_rows) == 0
 
 
 @dataclass(frozen=True)
@@ -44,14 +64,12 @@ class Offers:
     with_fallback: bool = False
     """Whether users of whose events the model knows none are marked for the fallback instead of answered."""
 
-    def had(self, batch: HistoryBatch) -> tuple[Tensor, Tensor]:
+    def had(self, recent: RecentEvents) -> tuple[Tensor, Tensor]:
         """The pairs of row and token [P] that are not offered again."""
-        tokens_N = batch.tokens_N.cpu()
-        row_N = torch.repeat_interleave(torch.arange(batch.num_rows), batch.row_offsets.diff())
         if self.had_by is None:
-            return row_N, tokens_N
-        had_N = torch.isin(batch.event_types_N.cpu(), torch.tensor(sorted(self.had_by), dtype=torch.int64))
-        return row_N[had_N], tokens_N[had_N]
+            return recent.row_N, recent.tokens_N
+        had_N = torch.isin(recent.event_types_N, torch.tensor(sorted(self.had_by), dtype=torch.int64))
+        return recent.row_N[had_N], recent.tokens_N[had_N]
 
     def digest(self) -> str:
         """A hash of which items are allowed and of their categories: the same again, the same lists."""

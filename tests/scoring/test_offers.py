@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from llm_spark.scoring import recommend
-from llm_spark.scoring.offers import Offers, popular_offers, top_offers
+from llm_spark.scoring.offers import Offers, RecentEvents, popular_offers, top_offers
 from tests.model.histories import Row, batch_of, random_rows, row
 from tests.scoring.conftest import NUM_EVENT_TYPES, NUM_TOKENS
 from tests.training.sequences import table_of
@@ -137,10 +137,10 @@ def test_popular_items_are_those_with_the_most_events_within_the_rules() -> None
 def test_what_a_user_has_had_is_told_by_the_events_types() -> None:
     first, second = row([[2, 3], [4]]), row([[5, 1]])
     first["event_types"], second["event_types"] = [2, 3, 3], [1, 3]
-    batch = batch_of([first, second])
+    recent = RecentEvents.of_histories(batch_of([first, second]))
 
     def had(types: frozenset[int] | None) -> list[tuple[int, int]]:
-        return list(zip(*(side.tolist() for side in Offers(1, types).had(batch)), strict=True))
+        return list(zip(*(side.tolist() for side in Offers(1, types).had(recent)), strict=True))
 
     assert had(frozenset()) == []
     assert had(frozenset({3})) == [(0, 3), (0, 4), (1, 1)]
