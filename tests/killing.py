@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from llm_spark.config import SparkConfig
 from llm_spark.schemas import Table
@@ -111,13 +112,26 @@ def kill_workers(until: Callable[[], bool], ancestor: int | None = None) -> int:
     return len(killed)
 
 
-def table_rows(warehouse: Warehouse, *tables: Table, without: tuple[str, ...] = ()) -> dict[str, list[str]]:
-    """Every row of the tables as text, sorted, but for what differs from run to run."""
+def table_rows(
+    warehouse: Warehouse, *tables: Table, without: tuple[str, ...] = (), num_digits: int | None = None
+) -> dict[str, list[str]]:
+    """Every row of the tables as text, sorted, but for what differs from run to run; numbers to so many digits, or to the bit."""
     found = {}
     for table in tables:
         kept = [field.name for field in table.schema.fields if field.name not in (*OF_THE_RUN, *without)]
-        found[table.name] = sorted(repr(tuple(row)) for row in warehouse.read(table).select(*kept).collect())
+        rows = warehouse.read(table).select(*kept).collect()
+        found[table.name] = sorted(_text(tuple(row), num_digits) for row in rows)
     return found
+
+
+def _text(value: Any, num_digits: int | None) -> str:
+    if num_digits is None:
+        return repr(value)
+    if isinstance(value, float):
+        return f"{value:.{num_digits}g}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_text(part, num_digits) for part in value)}]"
+    return repr(value)
 
 
 def _parents() -> dict[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Iterator
@@ -71,12 +70,12 @@ class Night:
         return read_models(self.warehouse).champion is not None
 
     def refused_model(self) -> str:
-        """What the gate said against the model of these very sequences, tonight or before this run was repeated; empty where it did not."""
+        """What the gate said against the newest model, if that is of these very sequences, tonight or before this run was repeated; empty where
+        it was not refused."""
         models = read_models(self.warehouse)
-        refused = [model for model in models.rows if model.judged_by == GATE and self._is_of_these_sequences(model)]
-        if not refused:
+        model = max(models.rows, key=lambda model: model.since, default=None)
+        if model is None or model.judged_by != GATE or not self._is_of_these_sequences(model):
             return ""
-        model = max(refused, key=lambda model: model.since)
         goes_on = f"champion {models.champion.model_id} scores" if models.champion else "no model is champion"
         by_hand = f"`llm-spark models promote {model.model_id}` overrules the gate"
         return f"model {model.model_id} was {model.reason}; {goes_on}; {by_hand}"
@@ -123,7 +122,7 @@ def run_by_hand(stage: str, warehouse: Warehouse, config: Config, **options: boo
 def _record(night: Night, outcome: str, reason: str, seconds: float) -> None:
     account = Account("nightly", night.night_id, night.started_at, night_id=night.night_id, seconds=seconds)
     account.as_of_date = as_of_date(night.config)
-    account.remarks = [json.dumps({"steps": night.steps})]
+    account.remarks = [f"{stage}: {said}" for stage, said in night.steps.items()]
     try:
         account.record(night.warehouse, outcome, reason)
     except Exception as error:

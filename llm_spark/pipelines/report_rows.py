@@ -41,7 +41,8 @@ def newest_runs(warehouse: Warehouse, as_of: str | None = None) -> list[StageRun
         runs = runs.where(F.col("as_of_date").isNull() | (F.col("as_of_date") <= F.lit(date.fromisoformat(as_of))))
     newest = _newest("started_at", "run_id", "seconds", "account", "outcome", "reason")
     done = runs.groupBy("stage").agg(newest).limit(MAX_STAGES).collect()
-    checked = _rows(warehouse, DATA_QUALITY).groupBy("stage").agg(_newest("measured_at", "run_id"))
+    checks = _rows(warehouse, DATA_QUALITY).where(F.col("stage") != NIGHTLY)
+    checked = checks.groupBy("stage").agg(_newest("measured_at", "run_id"))
     found = {row["stage"]: _stage_run(row["stage"], row["newest"]) for row in done}
     for row in checked.limit(MAX_STAGES).collect():
         stage, newest = row["stage"], row["newest"]

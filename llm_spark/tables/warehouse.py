@@ -31,6 +31,7 @@ from pyspark.sql import functions as F
 
 from llm_spark.errors import UserError
 from llm_spark.schemas import PREDICTIONS, RUNS, TABLES, Table
+from llm_spark.tables.failures import storage_failure
 from llm_spark.tables.lock import locked
 from llm_spark.tables.log import TableLog
 from llm_spark.tables.maintenance import KEEP_LOG, data_files, files_of_version, readable_versions, row_groups, settings
@@ -296,6 +297,8 @@ class Warehouse:
         try:
             builder.execute()
         except Exception as error:
+            if failure := storage_failure(error, self.root):
+                raise UserError(failure) from error
             java = getattr(error, "java_exception", None)
             line = " ".join(str(java.getMessage() if java is not None else error).split())[:200]
             raise UserError(

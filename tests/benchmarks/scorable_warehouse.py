@@ -94,7 +94,7 @@ def _write_champion(warehouse: Warehouse, num_items: int) -> None:
     model = NextEventModel(ModelConfig(), num_items + FIRST_ITEM_TOKEN, len(TYPES) + FIRST_ITEM_TOKEN)
     splits = {"split": BY_TIME, "train_until": "2026-02-01 00:00:00", "validation_until": "2026-02-15 00:00:00"}
     path = warehouse.model_path(_MODEL_ID)
-    tables = {"splits": splits, "table_versions": {"sequences": 0}, "data_versions": {"sequences": 0}}
+    tables = {"splits": splits, "table_versions": {"sequences": 0, "vocabulary": 0}}
     save_manifest(path, save_content(path, model, {}, tables))
     row = Model(_MODEL_ID, FIRST_DAY, json.dumps({}), "{}", "{}", f"models/{_MODEL_ID}", "", "")
     change(warehouse, lambda models: as_champion(models, row, FIRST_DAY, TRAIN, "untrained, for the benchmark"))

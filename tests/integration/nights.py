@@ -37,7 +37,10 @@ SETTINGS = [
     "nightly.train=always",
 ]
 
-_TIMES = ("scored_at", "at", "created_at", "changed_at", "moves")
+_NOT_OF_THE_NIGHT = ("scored_at", "at", "created_at", "changed_at", "moves", "metrics")
+"""Times, and what the registry keeps of `evaluation` and `training_metrics`, which are compared themselves."""
+_NUM_DIGITS = 9
+"""Sums of partitions are added in the order in which they come."""
 _NOT_COMPARED = (RUNS.name, DATA_QUALITY.name, LOCKS.name)
 """They tell of runs: one that was killed is another run."""
 
@@ -61,7 +64,7 @@ class Logs:
 def rows_of(warehouse: Warehouse) -> dict[str, list[str]]:
     """Every table's rows but for times and run ids, and but for what tells of runs."""
     there = [table for table in TABLES.values() if table.name not in _NOT_COMPARED and warehouse.exists(table)]
-    found = table_rows(warehouse, *there, without=_TIMES)
+    found = table_rows(warehouse, *there, without=_NOT_OF_THE_NIGHT, num_digits=_NUM_DIGITS)
     # Measured in seconds.
     metrics = [row for row in found.get("training_metrics", []) if "'tokens_per_second'" not in row]
     return found | {"training_metrics": metrics}

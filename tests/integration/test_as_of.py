@@ -15,8 +15,8 @@ from llm_spark.tables.warehouse import Warehouse
 from tests.integration.session_logs import arrive, random_log
 from tests.killing import table_rows
 
-NIGHT = datetime(2025, 3, 29)
-"""In the midst of the log: its users begin at the end of January, February, March and April."""
+NIGHT = datetime(2025, 3, 28)
+"""In the midst of the log, and of sessions: its users begin around the 28th of January, February, March and April."""
 
 
 def config(warehouse: Warehouse, *overrides: str) -> Config:
@@ -32,15 +32,16 @@ def test_sequences_as_of_a_day_are_those_of_a_log_that_ends_with_it(spark: Spark
     known_then = [event for event in log if event.at < NIGHT]
     assert 0 < len(known_then) < len(log)
     found = {}
-    for name, events, as_of in (("ended", known_then, []), ("later", log, ["as_of=2025-03-28"])):
+    for name, events, as_of in (("ended", known_then, []), ("later", log, ["as_of=2025-03-27"])):
         warehouse = Warehouse(spark, str(tmp_path / name))
         arrive(warehouse, events)
         for stage in ("sessionize", "sequences"):
             run_stage(stage, warehouse, config(warehouse, *as_of))
         found[name] = table_rows(warehouse, SEQUENCES, VOCABULARY, EVENT_TYPES)
         if name == "ended":
-            again = run_stage("sequences", warehouse, config(warehouse, "as_of=2025-03-28"))
+            again = run_stage("sequences", warehouse, config(warehouse, "as_of=2025-03-27"))
             assert again.nothing_to_do, "a day on or after the newest event leaves nothing out"
             assert run_stage("sequences", warehouse, config(warehouse, "as_of=2025-06-01")).nothing_to_do
     assert found["later"] == found["ended"]
-    assert warehouse.read(SESSIONS).where(f"ended_at >= '{NIGHT}'").count() > 0, "the sessions themselves are all there"
+    cut = f"started_at < '{NIGHT}' AND ended_at >= '{NIGHT}'"
+    assert warehouse.read(SESSIONS).where(cut).count() > 0, "the sessions themselves are whole"

@@ -13,6 +13,12 @@ from llm_spark.tables.warehouse import Warehouse
 from tests.integration.nights import SETTINGS, Logs, rows_of
 from tests.killing import Victim
 
+# Files of as many rows, so that a model is trained on the same batches.
+AS_THE_TESTS = [
+    "spark.master=local[2]",
+    "spark.conf={spark.sql.adaptive.enabled: 'false', spark.default.parallelism: '2'}",
+]
+
 
 def test_a_night_killed_in_training_and_again_in_score_ends_as_one_that_never_was(
     spark: SparkSession, tmp_path: Path
@@ -31,7 +37,7 @@ def test_a_night_killed_in_training_and_again_in_score_ends_as_one_that_never_wa
         lambda: bool(list(folder.glob(checkpoints))),
         lambda: bool(list(folder.glob("tables/predictions/as_of_date=*/*.parquet"))),
     ):
-        victim = Victim("nightly", logs.settings_file, folder, *SETTINGS)
+        victim = Victim("nightly", logs.settings_file, folder, *SETTINGS, *AS_THE_TESTS)
         assert victim.kill_when(is_time), victim.log.read_text()
     assert killed.read(MODELS).count() == 1
     nightly(killed, config(killed))
