@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import signal
@@ -121,7 +122,8 @@ def run_ranks(
     try:
         with _output_to(log_path):
             thread.start()
-            silence = _follow(thread, folder, num_ranks, timeout_seconds + grace_seconds, on_progress)
+            has_failed = functools.partial(_has_failed, spark, job_group)
+            silence = _follow(thread, folder, num_ranks, timeout_seconds + grace_seconds, on_progress, has_failed)
     finally:
         if thread.is_alive():
             _cancel(spark, folder, num_ranks, is_local, job_group)
@@ -145,8 +147,9 @@ def _follow(
     num_ranks: int,
     silence_seconds: float,
     on_progress: Callable[[Progress], None] | None,
+    has_failed: Callable[[], bool] = lambda: False,
 ) -> str:
-    """Wait for the run and pass on its progress; returns why the wait was given up, or nothing when the run has ended."""
+    """Wait for the run and pass on its progress; returns why the wait was given up, or nothing when the run has ended or failed."""
     seen: tuple[int, int] = (0, 0)
     seen_at = time.monotonic()
     while thread.is_alive():
@@ -158,6 +161,8 @@ def _follow(
             if progress is not None and on_progress is not None:
                 on_progress(progress)
         silent_seconds = time.monotonic() - seen_at
+        if has_failed():
+            return ""
         if num_started < num_ranks and silent_seconds > START_SECONDS:
             return (
                 f"{num_started} of {num_ranks} ranks started in {START_SECONDS:g} seconds: all need a free Spark task "
@@ -166,6 +171,15 @@ def _follow(
         if silent_seconds > silence_seconds:
             return f"no rank gave a sign of life for {silence_seconds:g} seconds"
     return ""
+
+
+def _has_failed(spark: SparkSession, job_group: str) -> bool:
+    """Whether Spark has lost a task of the barrier stage. It would try the stage again, in which no rank begins anew, and where a machine is
+    gone wait without end for as many free slots as there were before."""
+    tracker = spark.sparkContext.statusTracker()
+    jobs = filter(None, map(tracker.getJobInfo, tracker.getJobIdsForGroup(job_group)))
+    stages = [tracker.getStageInfo(stage_id) for job in jobs for stage_id in job.stageIds]
+    return any(stage is not None and (stage.currentAttemptId or stage.numFailedTasks) for stage in stages)
 
 
 def _cancel(spark: SparkSession, folder: RunFolder, num_ranks: int, is_local: bool, job_group: str) -> None:
