@@ -158,7 +158,7 @@ class StandaloneCluster:
             command = self._class("master.Master", "--port", "0", "--webui-port", "0")
             master = Spawned(command, self.folder / "master.log", self._environment)
             self._spawned.append(master)
-            wait_until(lambda: "spark://" in master.printed() or not master.is_alive(), "a master")
+            wait_until(lambda: "New state: ALIVE" in master.printed() or not master.is_alive(), "a master")
             found = re.search(r"spark://[\w.]+:\d+", master.printed())
             assert found is not None, master.printed()
             self.url = found[0]
