@@ -10,6 +10,9 @@ import fsspec
 
 from llm_spark.errors import UserError
 
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
+"""There what is put under a name stands there whole or not at all, renaming is copying, and a folder is but a part of the name."""
+
 
 def locate(path: str) -> tuple[Any, str]:
     """The fsspec file system of a path or URL, and the path in it. Raises UserError where none is installed for it."""
@@ -22,9 +25,12 @@ def locate(path: str) -> tuple[Any, str]:
 def write_file(path: str, content: bytes) -> None:
     """Write a file whole or not at all: beside, then renamed; on a local disk flushed, the file before and its name after."""
     filesystem, name = locate(path)
+    if not OBJECT_STORES.isdisjoint(_protocols(filesystem)):
+        filesystem.pipe_file(name, content)
+        return
     parent = name.rsplit("/", 1)[0]
     filesystem.makedirs(parent, exist_ok=True)
-    if "file" not in filesystem.protocol:
+    if "file" not in _protocols(filesystem):
         beside = f"{name}.writing"
         filesystem.pipe_file(beside, content)
         if filesystem.exists(name):  # HDFS renames onto no file
@@ -43,6 +49,11 @@ def write_file(path: str, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _protocols(filesystem: Any) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
 def read_file(path: str) -> bytes | None:

@@ -86,6 +86,8 @@ class _DeltaLog:
     def __init__(self, table: str, storage_options: dict[str, Any]) -> None:
         self._table = table.rstrip("/")
         self._filesystem, self._root = fsspec.core.url_to_fs(self._table, **storage_options)
+        # On an object store fsspec remembers what it listed, and others write commits.
+        self._filesystem.invalidate_cache()
         try:
             names = [
                 entry.rsplit("/", 1)[-1] for entry in self._filesystem.ls(f"{self._root}/_delta_log", detail=False)

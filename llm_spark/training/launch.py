@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import signal
@@ -36,6 +37,8 @@ __all__ = ["Metric", "Progress", "TrainingJob", "TrainingResult", "train"]
 POLL_SECONDS = 0.3
 GRACE_SECONDS = 60.0
 """Beyond the ranks' own timeout: their watchdogs speak first, and say more."""
+Attempts = list[tuple[int, int]]
+"""Of each Spark stage of a run: which attempt it is in, and how many tasks of that have failed."""
 NUM_LOG_LINES = 60
 """Of the log, that go with the error as its cause: `--debug` shows them even where the log is gone."""
 START_SECONDS = 300.0
@@ -121,7 +124,8 @@ def run_ranks(
     try:
         with _output_to(log_path):
             thread.start()
-            silence = _follow(thread, folder, num_ranks, timeout_seconds + grace_seconds, on_progress)
+            attempts = functools.partial(_attempts, spark, job_group)
+            silence = _follow(thread, folder, num_ranks, timeout_seconds + grace_seconds, on_progress, attempts)
     finally:
         if thread.is_alive():
             _cancel(spark, folder, num_ranks, is_local, job_group)
@@ -145,9 +149,15 @@ def _follow(
     num_ranks: int,
     silence_seconds: float,
     on_progress: Callable[[Progress], None] | None,
+    attempts: Callable[[], Attempts],
 ) -> str:
-    """Wait for the run and pass on its progress; returns why the wait was given up, or nothing when the run has ended."""
+    """Wait for the run and pass on its progress; returns why the wait was given up, or nothing when the run has ended or lost a rank.
+
+    Once a rank has begun, no further attempt of Spark's can succeed (see `run_rank`), and where a machine is gone Spark would wait without
+    end for as many free slots as there were before. An attempt that failed before is Spark's to repeat.
+    """
     seen: tuple[int, int] = (0, 0)
+    begun_in = attempts()
     seen_at = time.monotonic()
     while thread.is_alive():
         thread.join(POLL_SECONDS)
@@ -158,6 +168,10 @@ def _follow(
             if progress is not None and on_progress is not None:
                 on_progress(progress)
         silent_seconds = time.monotonic() - seen_at
+        if num_started == 0:
+            begun_in = attempts()
+        elif attempts() != begun_in:
+            return ""
         if num_started < num_ranks and silent_seconds > START_SECONDS:
             return (
                 f"{num_started} of {num_ranks} ranks started in {START_SECONDS:g} seconds: all need a free Spark task "
@@ -166,6 +180,13 @@ def _follow(
         if silent_seconds > silence_seconds:
             return f"no rank gave a sign of life for {silence_seconds:g} seconds"
     return ""
+
+
+def _attempts(spark: SparkSession, job_group: str) -> Attempts:
+    tracker = spark.sparkContext.statusTracker()
+    jobs = filter(None, map(tracker.getJobInfo, tracker.getJobIdsForGroup(job_group)))
+    stages = filter(None, (tracker.getStageInfo(stage_id) for job in jobs for stage_id in job.stageIds))
+    return [(stage.currentAttemptId, stage.numFailedTasks) for stage in stages]
 
 
 def _cancel(spark: SparkSession, folder: RunFolder, num_ranks: int, is_local: bool, job_group: str) -> None:

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
+from llm_spark import files
 from llm_spark.config import ModelConfig
 from llm_spark.errors import UserError
 from llm_spark.files import write_file
@@ -19,8 +22,8 @@ CONFIG = ModelConfig(embedding_size=5, hidden_size=6, dense_size=7, memory_size=
 def saved(folder: Path | str) -> NextEventModel:
     torch.manual_seed(0)
     model = NextEventModel(CONFIG, num_tokens=12, num_event_types=4, value_mean=2.5, value_std=0.5).eval()
-    files = save_content(str(folder), model, {"train": {"seed": 1}}, {"vocabulary": 7})
-    save_manifest(str(folder), files)
+    saved_files = save_content(str(folder), model, {"train": {"seed": 1}}, {"vocabulary": 7})
+    save_manifest(str(folder), saved_files)
     return model
 
 
@@ -102,6 +105,28 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     write_file(str(tmp_path / "deep" / "record.json"), b"second")
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["record.json"]
     assert (tmp_path / "deep" / "record.json").read_bytes() == b"second"
+
+
+class Bucket(MemoryFileSystem):
+    """An object store: only putting an object is whole or not at all."""
+
+    protocol = ("s3", "s3a")
+    store: ClassVar[dict[str, Any]] = {}
+    missing_meanwhile: ClassVar[list[str]] = []
+
+    def rm_file(self, path: str) -> None:
+        super().rm_file(path)
+        self.missing_meanwhile.append(path)
+
+
+def test_a_file_on_an_object_store_is_at_no_time_missing_while_it_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = Bucket()
+    monkeypatch.setattr(files, "locate", lambda path: (bucket, path.removeprefix("s3a:/")))
+    for content in (b"first", b"second"):
+        write_file("s3a://bucket/staging/progress.json", content)
+        assert bucket.find("/bucket") == ["/bucket/staging/progress.json"]
+        assert bucket.cat_file("/bucket/staging/progress.json") == content
+    assert bucket.missing_meanwhile == []
 
 
 def test_a_file_system_that_is_not_installed_is_said_in_one_line() -> None:

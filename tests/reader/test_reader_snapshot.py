@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from fsspec.implementations.local import LocalFileSystem
 
 from llm_spark.reader import RaggedReader, ReaderError, Snapshot, SnapshotError
 from tests.reader.tables import SCHEMA, Row, ragged_rows, rows_of, write_files
@@ -53,6 +55,28 @@ def test_a_version_is_read_as_it_was_after_delete_and_append(table: Path, versio
 def test_the_newest_version_is_the_default(table: Path) -> None:
     snapshot = Snapshot.of_delta(str(table))
     assert (snapshot.version, str(snapshot)) == (3, f"version 3 of {table}")
+
+
+class Remembering(LocalFileSystem):
+    """Keeps what it has listed, as fsspec's file systems of object stores do."""
+
+    protocol = "remembering"
+
+    def ls(self, path: str, detail: bool = False, **kwargs: Any) -> list[Any]:
+        path = self._strip_protocol(path)
+        if path not in self.dircache:
+            self.dircache[path] = super().ls(path, detail=True)
+        return self.dircache[path] if detail else [entry["name"] for entry in self.dircache[path]]
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.dircache.clear()
+
+
+def test_a_commit_of_somebody_else_is_seen_where_the_file_system_keeps_what_it_has_listed(table: Path) -> None:
+    fsspec.register_implementation("remembering", Remembering, clobber=True)
+    assert Snapshot.of_delta(f"remembering://{table}").version == 3
+    append(table, ragged_rows(1, first_id=40))
+    assert Snapshot.of_delta(f"remembering://{table}").version == 4
 
 
 def test_a_checkpoint_and_the_commits_after_it_make_the_version(table: Path) -> None:

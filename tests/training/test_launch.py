@@ -312,11 +312,36 @@ def test_ranks_that_do_not_start_are_not_waited_for_in_silence(tmp_path: Path, m
     thread = threading.Thread(target=stop.wait)
     thread.start()
     try:
-        reason = launch._follow(thread, folder, 2, 1_000.0, None)
+        reason = launch._follow(thread, folder, 2, 1_000.0, None, list)
     finally:
         stop.set()
         thread.join()
     assert reason.startswith("1 of 2 ranks started in 0 seconds")
+
+
+def test_a_barrier_stage_that_fails_with_ranks_begun_is_not_waited_for_and_one_that_fails_before_is_tried_again(
+    tmp_path: Path,
+) -> None:
+    folder = RunFolder(str(tmp_path))
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    # A task of the first attempt is lost before any rank has begun, one of the second after the first has.
+    told = iter([[(0, 0)], [(0, 1)], [(1, 0)], [(1, 0)], [(1, 1)]])
+    asked: list[list[tuple[int, int]]] = []
+
+    def attempts() -> list[tuple[int, int]]:
+        asked.append(next(told))
+        if len(asked) == 3:
+            folder.write_start(0)
+        return asked[-1]
+
+    try:
+        assert launch._follow(thread, folder, 2, 1_000.0, None, attempts) == ""
+    finally:
+        stop.set()
+        thread.join()
+    assert asked[-1] == [(1, 1)]
 
 
 CLUSTER_SCRIPT = """

@@ -1,0 +1,35 @@
+"""Whether two warehouses hold the same rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llm_spark.schemas import DATA_QUALITY, RUNS, TABLES, TRAINING_METRICS
+from llm_spark.tables.warehouse import Warehouse
+from tests.integration.training_victim import are_equal, weights
+
+OF_THE_RUN = {"run_id", "ingested_at", "scored_at", "created_at", "changed_at", "at", "moves"}
+"""Columns that tell when and by which run a row was written."""
+SETTINGS = "config"
+"""Of a model, with those that have no part in it; its model_id stands for the others."""
+
+
+def rows(warehouse: Warehouse) -> dict[str, list[str]]:
+    """Of every table: its rows as text, in order, without what differs from run to run."""
+    found = {}
+    for table in TABLES.values():
+        if table in (RUNS, DATA_QUALITY) or not warehouse.exists(table):
+            continue
+        kept = warehouse.read(table).drop(*OF_THE_RUN, SETTINGS)
+        if table is TRAINING_METRICS:
+            kept = kept.where("name <> 'tokens_per_second'")
+        found[table.name] = sorted(map(str, kept.collect()))
+    return found
+
+
+def assert_same_tables(ours: Warehouse, theirs: Warehouse) -> None:
+    assert are_equal(weights(Path(ours.root)), weights(Path(theirs.root)))
+    our_rows, their_rows = rows(ours), rows(theirs)
+    assert our_rows.keys() == their_rows.keys()
+    for name in their_rows:
+        assert our_rows[name] == their_rows[name], name
