@@ -18,6 +18,9 @@ HERE = Path(sys.executable).parent
 # thread's work: two of them use two cores where one would leave a core idle.
 PARALLEL = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile", "--no-loadscope-reorder"]
 
+# torch's threads of one process would wait for each other on cores that the other process works on.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
 CHECKS = {
     "lint": [str(HERE / "ruff"), "check", "."],
     "format": [str(HERE / "ruff"), "format", "--check", "."],
@@ -35,7 +38,7 @@ def main() -> int:
     for name, command in CHECKS.items():
         began = time.monotonic()
         print(f"== {name}: {' '.join(command)}", flush=True)
-        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        code = subprocess.run(command, cwd=ROOT, check=False, env=ONE_THREAD | os.environ).returncode
         print(f"== {name}: {'failed' if code else 'passed'} in {time.monotonic() - began:.0f} s", flush=True)
         if code:
             return code

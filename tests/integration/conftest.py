@@ -1,7 +1,16 @@
-"""A small simulated data set taken through every stage once, for all integration tests."""
+"""A small simulated data set taken through every stage once a run, for all integration tests.
+
+What a test needs of it, from the cheapest on:
+- `chain`: the finished warehouse, to read; `chain.with_settings(...)` are its settings with some changed.
+- `copied`: a copy of the finished warehouse, to change at will.
+- `chain_until(stage)`: such a copy as it stood when `stage` had run: `chain_until("train")` has a champion that never scored.
+"""
 
 from __future__ import annotations
 
+import os
+import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +23,7 @@ from llm_spark.config import Config
 from llm_spark.pipelines import STAGES
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.simulation import LogsWritten, SimulationConfig, write_logs
+from llm_spark.tables.lock import locked
 from llm_spark.tables.warehouse import Warehouse
 
 SIMULATION = SimulationConfig(
@@ -36,7 +46,6 @@ SMALL_MODEL = [
     "train.batch_rows=32",
     "train.device=cpu",
     "gate.enabled=false",
-    "evaluate.baselines=[popularity, vsknn]",
     "evaluate.num_replicates=100",
     "sequences.min_item_count=1",
     "sessionize.num_buckets=2",
@@ -45,13 +54,35 @@ SMALL_MODEL = [
 ]
 
 
+LAST_STAGE = list(STAGES)[-1]
+
 # Minutes each: begun first, so that no process is left alone with one of them at the end.
-LONGEST_FILES = ("test_submit", "test_real_data", "test_bad_input", "test_chain")
+LONGEST_FILES = (
+    *("test_submit", "test_real_data", "test_ingest_exactly_once", "test_late_events", "test_chain", "test_domains"),
+    *("test_certified_evaluation", "test_train_killed", "test_outcome_chain"),
+)
+MAKING_SECONDS = 1_200.0
+"""How long a process waits for another that makes what both need."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {file: place for place, file in enumerate(LONGEST_FILES)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder that `make` fills, once for all processes of this run: the first to come makes it, the others wait for it."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, is_made = root / name, root / f"{name}.made"
+    with locked(root / f"{name}.lock", MAKING_SECONDS):
+        if not is_made.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed at it
+            folder.mkdir()
+            make(folder)
+            is_made.touch()
+    return folder
 
 
 @dataclass(frozen=True)
@@ -87,18 +118,51 @@ ingest:
 
 
 @pytest.fixture(scope="session")
-def chain(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    folder = tmp_path_factory.mktemp("chain")
-    logs = write_logs(SIMULATION, folder / "logs", "jsonl")
-    file = simulated_config(folder, folder / "logs", "jsonl")
+def after_each_stage(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`logs/`, their account `written.pickle`, and for each stage `after-STAGE/`, the warehouse as that stage left it."""
+
+    def make(folder: Path) -> None:
+        logs = write_logs(SIMULATION, folder / "logs", "jsonl")
+        (folder / "written.pickle").write_bytes(pickle.dumps(logs))
+        config = settings.load(simulated_config(folder, folder / "logs", "jsonl"), SMALL_MODEL, ("ingest",))
+        warehouse = Warehouse(spark, config.warehouse)
+        # As in every real run; the other tests do without it, for small data are faster so.
+        spark.conf.set("spark.sql.adaptive.enabled", "true")
+        for stage in STAGES:
+            run_stage(stage, warehouse, config)
+            shutil.copytree(warehouse.root, folder / f"after-{stage}")
+        spark.conf.set("spark.sql.adaptive.enabled", "false")
+
+    return made_once(tmp_path_factory, "chain", make)
+
+
+@pytest.fixture(scope="session")
+def chain(spark: SparkSession, after_each_stage: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """The finished chain in a warehouse of this process, so that no other's runs are seen in it. Not to be changed."""
+    folder = tmp_path_factory.mktemp("own-chain")
+    file = simulated_config(folder, after_each_stage / "logs", "jsonl")
     config = settings.load(file, SMALL_MODEL, ("ingest",))
-    warehouse = Warehouse(spark, config.warehouse)
-    # As in every real run; the other tests do without it, for small data are faster so.
-    spark.conf.set("spark.sql.adaptive.enabled", "true")
-    for stage in STAGES:
-        run_stage(stage, warehouse, config)
-    spark.conf.set("spark.sql.adaptive.enabled", "false")
-    return Chain(warehouse, config, logs, file)
+    shutil.copytree(after_each_stage / f"after-{LAST_STAGE}", config.warehouse)
+    logs = pickle.loads((after_each_stage / "written.pickle").read_bytes())
+    return Chain(Warehouse(spark, config.warehouse), config, logs, file)
+
+
+@pytest.fixture
+def chain_until(spark: SparkSession, after_each_stage: Path, tmp_path: Path) -> Callable[[str], Warehouse]:
+    """Gives a copy of the chain's warehouse as a stage left it, in this test's folder, to change at will."""
+
+    def copy(stage: str) -> Warehouse:
+        root = tmp_path / f"after-{stage}"
+        shutil.copytree(after_each_stage / f"after-{stage}", root)
+        return Warehouse(spark, str(root))
+
+    return copy
+
+
+@pytest.fixture
+def copied(chain_until: Callable[[str], Warehouse]) -> Warehouse:
+    """The chain's finished warehouse, to change at will."""
+    return chain_until(LAST_STAGE)
 
 
 @pytest.fixture

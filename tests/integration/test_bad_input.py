@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import gzip
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from llm_spark import cli
-from llm_spark import config as settings
 from llm_spark.config import Config
-from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import (
     EVENTS,
     EVENTS_REJECTED,
@@ -80,25 +78,6 @@ def write_days(logs: Path, users: int = 6, items: int = 5, days: int = 5) -> Non
         for step in range(3)
     ]
     (logs / "days.csv").write_text("\n".join(lines) + "\n")
-
-
-@pytest.fixture(scope="module")
-def prepared(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A warehouse of two users, ingested and sessionized, to copy."""
-    folder = tmp_path_factory.mktemp("prepared")
-    (folder / "logs").mkdir()
-    write_days(folder / "logs", users=2)
-    columns = [f"ingest.columns.{name}={name}" for name in ("user", "item", "time")]
-    given = [f"warehouse={folder / 'warehouse'}", f"ingest.paths=[{folder / 'logs'}]", "ingest.format=csv", *columns]
-    config = settings.load(None, [*given, *SMALL_MODEL], ("ingest",))
-    for stage in ("ingest", "sessionize"):
-        run_stage(stage, Warehouse(spark, config.warehouse), config)
-    return folder / "warehouse"
-
-
-def run_until(command: Command, config_file: str, *stages: str) -> None:
-    for stage in stages:
-        assert command(stage, "--config", config_file, *SMALL_MODEL)[0] == 0
 
 
 def test_a_path_that_matches_nothing(command: Command, config_file: str, tmp_path: Path) -> None:
@@ -248,41 +227,45 @@ def test_a_table_of_an_older_stage_missing(
     assert not (tmp_path / "warehouse" / "tables").exists()
 
 
-def test_a_vocabulary_of_too_few_items(
-    command: Command, config_file: str, prepared: Path, tmp_path: Path, spark: SparkSession
-) -> None:
-    shutil.copytree(prepared, tmp_path / "warehouse")
-    for setting, num_items in (("sequences.max_items=1", 1), ("sequences.min_item_count=100", 0)):
-        code, error = command("sequences", "--config", config_file, setting)
+def test_a_vocabulary_of_too_few_items(command: Command, chain: Chain, chain_until: Callable[[str], Warehouse]) -> None:
+    warehouse = chain_until("sessionize")
+    given = ("sequences", "--config", str(chain.config_file), f"warehouse={warehouse.root}", *SMALL_MODEL)
+    for setting, num_items in (("sequences.max_items=1", 1), ("sequences.min_item_count=1000000", 0)):
+        code, error = command(*given, setting)
         assert code == 3
         assert f"the vocabulary has {num_items} items" in error
-    warehouse = Warehouse(spark, str(tmp_path / "warehouse"))
     assert not warehouse.exists(SEQUENCES)
     assert not warehouse.exists(VOCABULARY)
 
 
 def test_fewer_training_sequences_than_ranks(
-    command: Command, config_file: str, prepared: Path, tmp_path: Path
+    command: Command, chain: Chain, chain_until: Callable[[str], Warehouse]
 ) -> None:
-    shutil.copytree(prepared, tmp_path / "warehouse")
-    run_until(command, config_file, "sequences")
-    code, error = command("train", "--config", config_file, *SMALL_MODEL, "train.num_ranks=3")
+    warehouse = chain_until("sequences")
+    longest = warehouse.read(SEQUENCES).where("split = 'train'").orderBy(F.desc(F.size("tokens")), "sequence_id")
+    warehouse.replace(SEQUENCES, longest.limit(1).localCheckpoint(), warehouse.origin(SEQUENCES) or {})
+    given = ("--config", str(chain.config_file), f"warehouse={warehouse.root}", *SMALL_MODEL)
+    code, error = command("train", *given, "train.num_ranks=2")
     assert code == 1
-    assert "train.num_ranks" in error
+    assert "train.num_ranks=1 or fewer" in error
 
 
 def test_splits_that_leave_nothing_to_train_on(
-    command: Command, config_file: str, prepared: Path, tmp_path: Path
+    command: Command, chain: Chain, chain_until: Callable[[str], Warehouse]
 ) -> None:
-    shutil.copytree(prepared, tmp_path / "warehouse")
-    swapped = ["sequences.train_until=2025-01-04", "sequences.validation_until=2025-01-03"]
-    code, error = command("sequences", "--config", config_file, *swapped)
+    root = chain_until("sessionize").root
+    given = ("sequences", "--config", str(chain.config_file), f"warehouse={root}", *SMALL_MODEL)
+
+    def split_at(train_until: str, validation_until: str = "2025-01-11") -> tuple[int, str]:
+        return command(*given, f"sequences.train_until={train_until}", f"sequences.validation_until={validation_until}")
+
+    code, error = split_at("2025-01-11", "2025-01-10")
     assert (code, "sequences.train_until before" in error) == (2, True)
-    code, error = command("sequences", "--config", config_file, "sequences.train_until=soon")
+    code, error = split_at("soon")
     assert (code, "'soon'" in error) == (2, True)
-    code, error = command("sequences", "--config", config_file, "sequences.train_until=2025-01-02T00:00:00.5")
+    code, error = split_at("2025-01-10T00:00:00.5")
     assert (code, "whole seconds" in error) == (2, True)
-    code, error = command("sequences", "--config", config_file, "sequences.train_until=2020-01-01")
+    code, error = split_at("2020-01-01")
     assert (code, "the vocabulary has 0 items" in error) == (3, True)
 
 
@@ -302,17 +285,15 @@ def test_an_as_of_day_before_the_first_event_or_no_date(chain: Chain, command: C
     assert chain.warehouse.version(PREDICTIONS) == before
 
 
-def test_a_damaged_model_artifact(chain: Chain, command: Command, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(chain.warehouse.root, copy)
-    (weights,) = copy.glob("models/*/*.safetensors")
+def test_a_damaged_model_artifact(chain: Chain, command: Command, copied: Warehouse) -> None:
+    (weights,) = Path(copied.root).glob("models/*/*.safetensors")
     kept = weights.read_bytes()
     weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
-    code, error = command("score", "--config", str(chain.config_file), f"warehouse={copy}", "score.k=3")
+    score = ("score", "--config", str(chain.config_file), f"warehouse={copied.root}", "score.k=3")
+    code, error = command(*score)
     assert code == 1
     assert weights.name in error
     weights.write_bytes(kept)
-    score = ("score", "--config", str(chain.config_file), f"warehouse={copy}", "score.k=3")
     assert command(*score)[0] == 0, "a copied warehouse works"
 
 
@@ -330,11 +311,8 @@ def test_a_folder_that_holds_something_else_is_not_simulated_over(command: Comma
     assert "num_users" not in error
 
 
-def test_sessions_are_not_touched_by_a_failed_stage(
-    command: Command, config_file: str, prepared: Path, tmp_path: Path, spark: SparkSession
-) -> None:
-    shutil.copytree(prepared, tmp_path / "warehouse")
-    warehouse = Warehouse(spark, str(tmp_path / "warehouse"))
-    before = warehouse.version(SESSIONS)
-    assert command("sessionize", "--config", config_file, "sessionize.gap_seconds=0")[0] == 2
-    assert warehouse.version(SESSIONS) == before
+def test_sessions_are_not_touched_by_a_failed_stage(command: Command, chain: Chain, copied: Warehouse) -> None:
+    before = copied.version(SESSIONS)
+    given = ("sessionize", "--config", str(chain.config_file), f"warehouse={copied.root}", *SMALL_MODEL)
+    assert command(*given, "sessionize.gap_seconds=0")[0] == 2
+    assert copied.version(SESSIONS) == before

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from datetime import date
 from pathlib import Path
 
@@ -159,13 +158,6 @@ def test_the_queries_of_the_readme_run(chain: Chain) -> None:
     assert len(queries) >= 4
     for query in queries:
         sql(chain.warehouse, query).collect()
-
-
-@pytest.fixture
-def copied(chain: Chain, spark: SparkSession, tmp_path: Path) -> Warehouse:
-    """The chain's warehouse to change at will."""
-    shutil.copytree(chain.warehouse.root, tmp_path / "copy")
-    return Warehouse(spark, str(tmp_path / "copy"))
 
 
 def test_scoring_an_earlier_day_uses_only_what_was_known_then(chain: Chain, copied: Warehouse) -> None:

@@ -17,13 +17,6 @@ from llm_spark.tables.warehouse import Warehouse
 from tests.integration.conftest import Chain
 
 
-@pytest.fixture
-def copied(chain: Chain, spark: SparkSession, tmp_path: Path) -> Warehouse:
-    """The chain's warehouse to change at will."""
-    shutil.copytree(chain.warehouse.root, tmp_path / "copy")
-    return Warehouse(spark, str(tmp_path / "copy"))
-
-
 def opened(warehouse: Warehouse, chain: Chain, *settings: str) -> EvaluationWindow:
     return open_window(warehouse, chain.with_settings(*settings), [champion(warehouse)])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +18,6 @@ from llm_spark.tables.warehouse import Warehouse, sql
 from tests.integration.conftest import Chain
 
 NUM_REASONS, NUM_EXPLAINED = 3, 2
-
-
-@pytest.fixture
-def copied(chain: Chain, tmp_path: Path) -> Warehouse:
-    """A copy of the chain's warehouse, to change."""
-    shutil.copytree(chain.warehouse.root, tmp_path / "warehouse")
-    return Warehouse(chain.warehouse.spark, str(tmp_path / "warehouse"))
 
 
 def test_explained_predictions_name_past_items_of_their_user_and_the_memorys_share(

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from pyspark.sql import SparkSession
 
 from llm_spark.errors import UserError
 from llm_spark.model.artifact import load_artifact
@@ -19,13 +16,6 @@ from llm_spark.tables.warehouse import Warehouse
 from tests.integration.conftest import Chain
 
 WARM = ("train.warm_start=true", "train.num_epochs=1", "train.learning_rate=0.000001")
-
-
-@pytest.fixture
-def copied(chain: Chain, spark: SparkSession, tmp_path: Path) -> Warehouse:
-    """The chain's warehouse to change at will."""
-    shutil.copytree(chain.warehouse.root, tmp_path / "copy")
-    return Warehouse(spark, str(tmp_path / "copy"))
 
 
 def test_a_model_begins_with_the_champion_and_names_it(chain: Chain, copied: Warehouse) -> None:

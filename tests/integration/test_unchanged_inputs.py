@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 from pyspark.sql import SparkSession
 
 from llm_spark.pipelines import STAGES
@@ -15,15 +12,13 @@ from tests.integration.conftest import Chain
 
 
 def test_every_stage_has_nothing_to_do_after_commits_that_changed_no_row(
-    chain: Chain, spark: SparkSession, tmp_path: Path
+    chain: Chain, copied: Warehouse, spark: SparkSession
 ) -> None:
-    shutil.copytree(chain.warehouse.root, tmp_path / "copy")
-    warehouse = Warehouse(spark, str(tmp_path / "copy"))
     inputs = (EVENTS, SESSIONS, VOCABULARY, EVENT_TYPES, SEQUENCES, EVALUATION, PREDICTIONS)
-    before = {table: warehouse.version(table) for table in inputs}
+    before = {table: copied.version(table) for table in inputs}
     for table in inputs:
-        spark.sql(f"ALTER TABLE delta.`{warehouse.path(table)}` SET TBLPROPERTIES ('a' = 'b')")
-    spark.sql(f"OPTIMIZE delta.`{warehouse.path(SEQUENCES)}`")
-    assert all(warehouse.version(table) > version for table, version in before.items())
+        spark.sql(f"ALTER TABLE delta.`{copied.path(table)}` SET TBLPROPERTIES ('a' = 'b')")
+    spark.sql(f"OPTIMIZE delta.`{copied.path(SEQUENCES)}`")
+    assert all(copied.version(table) > version for table, version in before.items())
     for stage in STAGES:
-        assert run_stage(stage, warehouse, chain.config).nothing_to_do, stage
+        assert run_stage(stage, copied, chain.config).nothing_to_do, stage
