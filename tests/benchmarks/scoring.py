@@ -67,9 +67,7 @@ def untrained_artifact(folder: str, histories: SimulatedHistories) -> str:
 
 def ours(path: str, users: pa.RecordBatch) -> Lists:
     arrow_batches = (users.slice(first, ARROW_ROWS) for first in range(0, users.num_rows, ARROW_ROWS))
-    found = pa.Table.from_batches(
-        recommend(arrow_batches, artifact_path=path, offers=Offers(K), batch_rows=BATCH_ROWS)
-    )
+    found = pa.Table.from_batches(recommend(arrow_batches, artifact_path=path, offers=Offers(K), batch_rows=BATCH_ROWS))
     place = {user: place for place, user in enumerate(users.column("user_id").to_pylist())}
     user = np.array([place[name] for name in found.column("user_id").to_pylist()])
     rank = found.column("rank").to_numpy() - 1

@@ -134,7 +134,12 @@ def warehouse(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> 
     ):
         warehouse.replace(table, frame(spark, table, rows), {})
     path = warehouse.model_path("m1")
-    save_manifest(path, save_content(path, written_model(), {}, {"splits": SPLITS, "table_versions": {"sequences": 1, "vocabulary": 0}}))
+    save_manifest(
+        path,
+        save_content(
+            path, written_model(), {}, {"splits": SPLITS, "table_versions": {"sequences": 1, "vocabulary": 0}}
+        ),
+    )
     promote_in_turn(warehouse, model("m1"))
     Path(warehouse.root, "stop.csv").write_text("item_id,why\nc,recalled\nunheard of,recalled\n")
     return warehouse
