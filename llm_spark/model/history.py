@@ -16,6 +16,12 @@ from llm_spark.model.outcomes import Moments, account_numbers
 from llm_spark.model.past import Past
 
 
+def stretches(begins: Tensor, ends: Tensor) -> Tensor:
+    """begins[0], begins[0] + 1, ..., ends[0] - 1, begins[1], ...: the positions of all stretches, end to end."""
+    lengths = ends - begins
+    return torch.arange(int(lengths.sum())) + torch.repeat_interleave(begins - _offsets(lengths)[:-1], lengths)
+
+
 @dataclass(frozen=True)
 class HistoryBatch:
     """B histories laid end to end; no padding is stored.
@@ -143,8 +149,8 @@ class HistoryBatch:
         The batch must lie on the host. Its past, where there is one, is handed on as it is: it is that of the sessions from 0 on.
         """
         begin_R, end_R = self.first_session_B[row_R] + first_R, self.first_session_B[row_R] + last_R
-        session_S = _stretches(begin_R, end_R)
-        token_N = _stretches(self.session_offsets[begin_R], self.session_offsets[end_R])
+        session_S = stretches(begin_R, end_R)
+        token_N = stretches(self.session_offsets[begin_R], self.session_offsets[end_R])
         length_S = self.session_offsets[session_S + 1] - self.session_offsets[session_S]
         num_tokens_R = self.session_offsets[end_R] - self.session_offsets[begin_R]
         return HistoryBatch(
@@ -248,9 +254,3 @@ class HistoryBatch:
 
 def _offsets(lengths: Tensor) -> Tensor:
     return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-
-
-def _stretches(begins: Tensor, ends: Tensor) -> Tensor:
-    """begins[0], begins[0] + 1, ..., ends[0] - 1, begins[1], ...: the positions of all stretches, end to end."""
-    lengths = ends - begins
-    return torch.arange(int(lengths.sum())) + torch.repeat_interleave(begins - _offsets(lengths)[:-1], lengths)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from llm_spark.errors import UserError
 from llm_spark.model.artifact import LoadedModel, load_artifact, read_manifest
@@ -49,7 +50,7 @@ _TARGET_RANKS_SCHEMA = pa.schema(
         ("confidence", pa.float32()),
     ]
 )
-_RECOMMEND_SCHEMA = pa.schema(
+RECOMMEND_SCHEMA = pa.schema(
     [
         ("user_id", pa.string()),
         ("rank", pa.int32()),
@@ -125,45 +126,54 @@ def recommend(
     `num_explained` of each list, and null for the others and where `num_reasons` is 0.
     """
     loaded = loaded_model(artifact_path)
-    model = loaded.model
     for batch in batches:
         for rows in like_shaped_slices(batch, batch_rows):
-            histories = history_batch(rows, len(model.config.features))
-            starts_session_B = None
-            if "session_open" in rows.schema.names:
-                starts_session_B = ~torch.from_numpy(
-                    rows.column("session_open").fill_null(True).to_numpy(zero_copy_only=False).astype(bool)
-                )
+            histories = history_batch(rows, len(loaded.model.config.features))
             row_of_token_N = torch.repeat_interleave(torch.arange(rows.num_rows), histories.row_offsets.diff())
-            with torch.inference_mode():
-                contexts_BD = model.next_step(histories, starts_session_B)
-                tokens_BK, scores_BK, probabilities_BK = top_items(
-                    contexts_BD,
-                    k,
-                    *model.output_layer(),
-                    (row_of_token_N, histories.tokens_N) if exclude_seen else None,
-                    loaded.temperature,
-                )
-            listed_BK = torch.isfinite(scores_BK)
-            listed = listed_BK.numpy()
-            row_of_item, place = listed.nonzero()
-            if num_reasons:
-                explained_tokens = tokens_BK[:, :num_explained].clone()
-                explanation = explain(model, histories, contexts_BD, explained_tokens, starts_session_B)
-                reasons = reason_columns(explanation, histories, model.num_tokens, num_reasons, listed_BK)
-            else:
-                reasons = no_reasons(len(row_of_item))
-            yield pa.RecordBatch.from_arrays(
-                [
-                    rows.column("user_id").take(pa.array(row_of_item)),
-                    pa.array(place + 1, pa.int32()),
-                    pa.array(tokens_BK.numpy()[listed], pa.int32()),
-                    pa.array(scores_BK.numpy()[listed], pa.float32()),
-                    pa.array(probabilities_BK.numpy()[listed], pa.float32()),
-                    *reasons,
-                ],
-                schema=_RECOMMEND_SCHEMA,
-            )
+            seen = (row_of_token_N, histories.tokens_N) if exclude_seen else None
+            yield recommended(loaded, rows, histories, seen, k, num_reasons, num_explained)
+
+
+def recommended(
+    loaded: LoadedModel,
+    rows: pa.RecordBatch,
+    histories: HistoryBatch,
+    seen: tuple[Tensor, Tensor] | None,
+    k: int,
+    num_reasons: int,
+    num_explained: int,
+) -> pa.RecordBatch:
+    """What `recommend` gives for these rows, of which the model is to read the `histories`; `seen` are rows and tokens to leave out."""
+    model = loaded.model
+    starts_session_B = None
+    if "session_open" in rows.schema.names:
+        is_open = rows.column("session_open").fill_null(True)
+        starts_session_B = ~torch.from_numpy(is_open.to_numpy(zero_copy_only=False).astype(bool))
+    with torch.inference_mode():
+        contexts_BD = model.next_step(histories, starts_session_B)
+        tokens_BK, scores_BK, probabilities_BK = top_items(
+            contexts_BD, k, *model.output_layer(), seen, loaded.temperature
+        )
+    listed_BK = torch.isfinite(scores_BK)
+    listed = listed_BK.numpy()
+    row_of_item, place = listed.nonzero()
+    if num_reasons:
+        explained_tokens = tokens_BK[:, :num_explained].clone()
+        explanation = explain(model, histories, contexts_BD, explained_tokens, starts_session_B)
+        reasons = reason_columns(explanation, histories, model.num_tokens, num_reasons, listed_BK)
+    else:
+        reasons = no_reasons(len(row_of_item))
+    return pa.RecordBatch.from_arrays(
+        [
+            rows.column("user_id").take(pa.array(row_of_item)),
+            pa.array(place + 1, pa.int32()),
+            pa.array(tokens_BK.numpy()[listed], pa.int32()),
+            pa.array(scores_BK.numpy()[listed], pa.float32()),
+            pa.array(probabilities_BK.numpy()[listed], pa.float32()),
+            *reasons,
+        ],
+        schema=RECOMMEND_SCHEMA,
+    )
 
 
 def _lists(tokens_PK: np.ndarray) -> pa.ListArray:
