@@ -7,7 +7,9 @@ recurrent cell. An event's input x_j (embedding, type, value) is faded in from n
     baseline + weight_1 + ... + weight_n = score        (the axiom of completeness)
 
 The baseline is the score after sessions at the same times of which nothing is known. Events of earlier sessions reach
-the score through the long-term memory alone: their weights' sum is what the memory added.
+the score through the long-term memory alone: their weights' sum is what the memory added. Where a row goes on from a past
+that is no part of it (model/past.py), the memory which that left is faded in from a newcomer's, along with the events,
+and what it added is the memory's as well.
 
 A score is the item's logit less the mean logit of all items: what moves all items alike changes no prediction, and is
 no reason.
@@ -24,6 +26,7 @@ Shape suffixes: B rows, K items of a row, N events, P packed steps, E embedding,
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,18 +45,20 @@ NUM_POINTS = 1
 
 @dataclass(frozen=True)
 class Explanation:
-    """baseline_BK + the sum of weight_NK over the row's events is score_BK. All on the host."""
+    """baseline_BK + past_BK + the sum of weight_NK over the row's events is score_BK. All on the host."""
 
     weight_NK: Tensor
     """What each event added to the score of each item of its row."""
+    past_BK: Tensor
+    """What the memory of the sessions before the row's first one added; 0 without such."""
     memory_BK: Tensor
-    """The part of that sum which comes from the sessions before the current one, through the long-term memory."""
+    """That, and the weights of the row's events before the current session: both act through the long-term memory."""
     baseline_BK: Tensor
     """The items' scores if nothing were known of any event."""
     score_BK: Tensor
     """The items' scores: logits less the mean logit of all items. Of outcomes, those that the head gives."""
     remainder_BK: Tensor
-    """What the integral had missed, and was spread over the events."""
+    """What the integral had missed, and was spread over the events and the past."""
 
 
 def explain(
@@ -127,38 +132,52 @@ def _explained(
         is_event_P = plan.token_P >= 0
         events_PE = inputs_PE * is_event_P[:, None]
         nothing_PE = inputs_PE - events_PE
+        known_SM = inputs_PE[:0] if plan.start_SM is None else plan.start_SM
+        newcomer_SM = inputs_PE[:0] if plan.start_SM is None else model.newcomers(len(known_SM)).memory_BM
+        past_SM = known_SM - newcomer_SM
 
-    weight_PK = inputs_PE.new_zeros(len(inputs_PE), num_scores)
+    def scores_of(faded_PE: Tensor, start_SM: Tensor) -> Tensor:
+        started = plan if plan.start_SM is None else dataclasses.replace(plan, start_SM=start_SM)
+        return scores(model.contexts_of_inputs(faded_PE, started))
+
+    weight_PK, past_SK = (inputs_PE.new_zeros(len(of), num_scores) for of in (inputs_PE, past_SM))
     points, shares = np.polynomial.legendre.leggauss(num_points)
     # cuDNN's recurrent layers have no backward pass in evaluation mode.
     with torch.backends.cudnn.flags(enabled=False), torch.enable_grad():
         for point, share in zip((points + 1) / 2, shares / 2, strict=True):
             faded_PE = (nothing_PE + float(point) * events_PE).requires_grad_()
-            sums_K = scores(model.contexts_of_inputs(faded_PE, plan)).sum(dim=0)
+            start_SM = (newcomer_SM + float(point) * past_SM).requires_grad_()
+            sums_K = scores_of(faded_PE, start_SM).sum(dim=0)
             for k in range(num_scores):
                 # A row's score depends on its own steps alone: one pass serves the k-th items of all rows.
-                (gradient_PE,) = torch.autograd.grad(
-                    sums_K[k], faded_PE, retain_graph=k + 1 < num_scores, materialize_grads=True
+                gradient_PE, gradient_SM = torch.autograd.grad(
+                    sums_K[k], (faded_PE, start_SM), retain_graph=k + 1 < num_scores, materialize_grads=True
                 )
                 weight_PK[:, k] += float(share) * (gradient_PE * events_PE).sum(dim=1)
+                past_SK[:, k] += float(share) * (gradient_SM * past_SM).sum(dim=1)
     with torch.no_grad():
-        baseline_BK, score_BK = scores(model.contexts_of_inputs(nothing_PE, plan)).cpu(), scores(contexts_BD).cpu()
+        baseline_BK, score_BK = scores_of(nothing_PE, newcomer_SM).cpu(), scores(contexts_BD).cpu()
     weight_NK = torch.zeros(batch.num_tokens, num_scores)
     weight_NK[plan.token_P[is_event_P].cpu()] = weight_PK[is_event_P].cpu()
+    past_BK = torch.zeros(batch.num_rows, num_scores)
+    if plan.start_SM is not None:
+        past_BK.index_add_(0, plan.start_row_S.cpu(), past_SK.cpu())
     row_N = torch.repeat_interleave(torch.arange(batch.num_rows), batch.row_offsets.diff())
 
     def sum_of_rows(values_NK: Tensor) -> Tensor:
         return torch.zeros(batch.num_rows, num_scores).index_add_(0, row_N, values_NK)
 
-    remainder_BK = score_BK - baseline_BK - sum_of_rows(weight_NK)
-    size_BK = sum_of_rows(weight_NK.abs())
+    remainder_BK = score_BK - baseline_BK - sum_of_rows(weight_NK) - past_BK
+    size_BK = sum_of_rows(weight_NK.abs()) + past_BK.abs()
     alike_N1 = batch.row_offsets.diff()[row_N, None].reciprocal()
     share_NK = torch.where(size_BK[row_N] > 0, weight_NK.abs() / size_BK[row_N], alike_N1)
     weight_NK += remainder_BK[row_N] * share_NK
+    past_BK += remainder_BK * torch.where(size_BK > 0, past_BK.abs() / size_BK, 0.0)
     is_earlier_N = _is_in_earlier_session(batch, row_N, starts_session_B)
     return Explanation(
         weight_NK=weight_NK,
-        memory_BK=sum_of_rows(weight_NK * is_earlier_N[:, None]),
+        past_BK=past_BK,
+        memory_BK=past_BK + sum_of_rows(weight_NK * is_earlier_N[:, None]),
         baseline_BK=baseline_BK,
         score_BK=score_BK,
         remainder_BK=remainder_BK,

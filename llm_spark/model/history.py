@@ -13,6 +13,13 @@ import torch
 from torch import Tensor
 
 from llm_spark.model.outcomes import Moments, account_numbers
+from llm_spark.model.past import Past
+
+
+def stretches(begins: Tensor, ends: Tensor) -> Tensor:
+    """begins[0], begins[0] + 1, ..., ends[0] - 1, begins[1], ...: the positions of all stretches, end to end."""
+    lengths = ends - begins
+    return torch.arange(int(lengths.sum())) + torch.repeat_interleave(begins - _offsets(lengths)[:-1], lengths)
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,8 @@ class HistoryBatch:
     """float32: further numbers of each event, NaN where one is missing; F may be 0."""
     moments: Moments | None = None
     """What is asked of the histories' outcomes."""
+    past: Past | None = None
+    """What came before the rows; not given, nothing did."""
 
     @classmethod
     def from_columns(
@@ -121,7 +130,39 @@ class HistoryBatch:
         session_offsets = torch.cat([self.session_offsets[inside], row_offsets[-1:]]) - begin
         moments = self.moments.between(begin, end) if self.moments is not None else None
         return dataclasses.replace(
-            self, **columns, row_offsets=row_offsets - begin, session_offsets=session_offsets, moments=moments
+            self,
+            **columns,
+            row_offsets=row_offsets - begin,
+            session_offsets=session_offsets,
+            moments=moments,
+            past=self.past and self.past.rows(first, last),
+        )
+
+    @property
+    def first_session_B(self) -> Tensor:
+        """int64 [B+1]: the first session of each row among all sessions, then S."""
+        return torch.searchsorted(self.session_offsets[:-1].contiguous(), self.row_offsets)
+
+    def sessions(self, row_R: Tensor, first_R: Tensor, last_R: Tensor) -> HistoryBatch:
+        """Of each of these rows its sessions from the `first` to the one before the `last`, counted in the row; without moments.
+
+        The batch must lie on the host. Its past, where there is one, is handed on as it is: it is that of the sessions from 0 on.
+        """
+        begin_R, end_R = self.first_session_B[row_R] + first_R, self.first_session_B[row_R] + last_R
+        session_S = stretches(begin_R, end_R)
+        token_N = stretches(self.session_offsets[begin_R], self.session_offsets[end_R])
+        length_S = self.session_offsets[session_S + 1] - self.session_offsets[session_S]
+        num_tokens_R = self.session_offsets[end_R] - self.session_offsets[begin_R]
+        return HistoryBatch(
+            tokens_N=self.tokens_N[token_N],
+            event_types_N=self.event_types_N[token_N],
+            values_N=self.values_N[token_N],
+            event_times_N=self.event_times_N[token_N],
+            row_offsets=_offsets(num_tokens_R),
+            session_offsets=_offsets(length_S),
+            first_target_B=self.first_target_B[row_R],
+            features_NF=self.features_NF[token_N],
+            past=self.past and self.past.of(row_R),
         )
 
     def parts(self, num_parts: int) -> list[HistoryBatch]:
@@ -132,19 +173,24 @@ class HistoryBatch:
         return [part for first, last in itertools.pairwise(bounds) if (part := self.rows(first, last)).num_tokens]
 
     def log_gaps(self) -> Tensor:
-        """log(1 + seconds since the event before) [N], float32, on the host; NaN for a row's first event.
+        """log(1 + seconds since the event before) [N], float32, on the host; NaN for a user's first event.
 
         Where sessions of a user overlap an event may be earlier than the one before it in the row: that counts as no gap.
         """
         gaps_N = torch.full((self.num_tokens,), torch.nan)
         gaps_N[1:] = self.event_times_N.diff().clamp(min=0).float().log1p()
-        begins = self.row_offsets[:-1]
-        gaps_N[begins[begins < self.num_tokens]] = torch.nan
+        filled_B = self.row_offsets.diff() > 0
+        begins = self.row_offsets[:-1][filled_B]
+        gaps_N[begins] = torch.nan
+        if self.past is not None:
+            seconds = self.event_times_N[begins] - self.past.previous_time_B[filled_B]
+            known = self.past.is_known_B[filled_B]
+            gaps_N[begins[known]] = seconds[known].clamp(min=0).float().log1p()
         return gaps_N
 
     def account(self, place_L: Tensor) -> Tensor:
-        """What is known of the rows' histories up to these global positions (on the host), them included: log(1 + .) of the
-        sessions, of the seconds from the row's first event to the latest one, and of the sum of the values that are
+        """What is known of the users' histories up to these global positions (on the host), them included: log(1 + .) of the
+        sessions, of the seconds from the user's first event to the latest one, and of the sum of the values that are
         there; [L, 3], float32, on the steps' device.
         """
         device = self.tokens_N.device
@@ -159,10 +205,20 @@ class HistoryBatch:
             row_N * (int(self.event_times_N.max()) - int(self.event_times_N.min()) + 1) if self.num_tokens else row_N
         )
         latest_N = (self.event_times_N + lift_N).cummax(0).values - lift_N
-        seconds_L = latest_N[place_L] - self.event_times_N[first_L]
+        num_sessions_L, latest_L, began_L = (
+            session_L - first_session_L + 1,
+            latest_N[place_L],
+            self.event_times_N[first_L],
+        )
+        spent_before_L = torch.zeros(len(place_L)).double()
+        if self.past is not None:
+            past = self.past.of(row_L)
+            num_sessions_L, spent_before_L = num_sessions_L + past.num_sessions_B, past.spent_B
+            latest_L = torch.where(past.is_known_B, latest_L.maximum(past.latest_time_B), latest_L)
+            began_L = torch.where(past.is_known_B, past.first_time_B, began_L)
         totals_N = torch.nn.functional.pad(self.values_N.double().nan_to_num(0.0, 0.0, 0.0).cumsum(0), (1, 0))
-        spent_L = totals_N[(place_L + 1).to(device)] - totals_N[first_L.to(device)]
-        known_L2 = torch.stack([session_L - first_session_L + 1, seconds_L], dim=1).to(device)
+        spent_L = totals_N[(place_L + 1).to(device)] - totals_N[first_L.to(device)] + spent_before_L.to(device)
+        known_L2 = torch.stack([num_sessions_L, latest_L - began_L], dim=1).to(device)
         return torch.cat([known_L2.double(), spent_L[:, None]], dim=1).clamp(min=0).log1p().float()
 
     def moment_numbers(self) -> Tensor:
@@ -180,6 +236,7 @@ class HistoryBatch:
             values_N=self.values_N.to(device, non_blocking=non_blocking),
             features_NF=self.features_NF.to(device, non_blocking=non_blocking),
             moments=self.moments and self.moments.to(device, non_blocking=non_blocking),
+            past=self.past and self.past.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> HistoryBatch:
@@ -191,4 +248,9 @@ class HistoryBatch:
             values_N=self.values_N.pin_memory(),
             features_NF=self.features_NF.pin_memory(),
             moments=self.moments and self.moments.pin_memory(),
+            past=self.past and self.past.pin_memory(),
         )
+
+
+def _offsets(lengths: Tensor) -> Tensor:
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))

@@ -28,6 +28,7 @@ from llm_spark.model.history import HistoryBatch
 from llm_spark.model.inputs import MAX_STANDARDISED_VALUE, NumberInput, num_step_numbers, step_numbers
 from llm_spark.model.memory import UserMemory
 from llm_spark.model.outcomes import OutcomeHead, account_numbers
+from llm_spark.model.past import Past
 from llm_spark.model.plan import SessionPlan
 from llm_spark.tokens import FIRST_ITEM_TOKEN, UNKNOWN_TOKEN
 
@@ -147,6 +148,12 @@ class NextEventModel(nn.Module):
         memory_SM = self._walk(batch, plan)[1]
         return memory_SM[plan.wanted_slot_W]
 
+    def newcomers(self, num_users: int) -> Past:
+        """The past of users who have none, to begin histories with."""
+        if self.memory_cell is None:
+            return Past.newcomers(self.value_mean.new_zeros(num_users, 0))
+        return Past.newcomers(self.memory_cell.newcomers(num_users))
+
     def step_inputs(self, batch: HistoryBatch, plan: SessionPlan) -> Tensor:
         """What the recurrent cell is fed [P, E]: a learned input where a session begins, and one vector an event."""
         return self._inputs(batch, plan)
@@ -182,7 +189,8 @@ class NextEventModel(nn.Module):
                 memory_SM = inputs_PE.new_zeros(num_sessions, 0)
             else:
                 if first_session == 0:
-                    memory_SM = self.memory_cell.newcomers(num_sessions)
+                    started_SM = plan.start_SM
+                    memory_SM = self.memory_cell.newcomers(num_sessions) if started_SM is None else started_SM
                 else:
                     before = group.previous_S
                     gap_S2 = plan.gap_S2[first_session - len(memory_SM) : first_session]

@@ -54,7 +54,11 @@ class SessionPlan:
     token_P: Tensor
     """int64: global token position that feeds each step, or BEGIN_OF_SESSION."""
     gap_S2: Tensor
-    """float32: log(1 + seconds since the row's previous session) / 10, and 1 where there was one, else 0."""
+    """float32: log(1 + seconds since the user's previous session) / 10, and 1 where there was one, else 0."""
+    start_SM: Tensor | None
+    """float32: the memory that each session of the first group begins with; None where all are newcomers' first ones."""
+    start_row_S: Tensor
+    """int64: the row of each session of the first group."""
     wanted_step_W: Tensor
     """int64: packed position of each wanted step."""
     wanted_cell_W: Tensor
@@ -110,6 +114,8 @@ class SessionPlan:
             buckets=[Bucket(move(b.steps_KT), move(b.slots_K)) for b in self.buckets],
             token_P=move(self.token_P),
             gap_S2=move(self.gap_S2),
+            start_SM=None if self.start_SM is None else move(self.start_SM),
+            start_row_S=move(self.start_row_S),
             wanted_step_W=move(self.wanted_step_W),
             wanted_cell_W=move(self.wanted_cell_W),
             wanted_slot_W=move(self.wanted_slot_W),
@@ -158,20 +164,32 @@ class _Layout:
         token = self.begin_S[slot_of_step] + time_of_step - 1
         self.token_P = np.where(time_of_step == 0, BEGIN_OF_SESSION, token)[packed]
 
+        self.row_S = row[order]
+        self.past = batch.past
         times_N = batch.event_times_N.numpy()
         has_gap_S = follows_S & (self.length_S > 0)
-        gap_begin_S = self.begin_S[has_gap_S]
+        begin_S = self.begin_S[has_gap_S]
+        seconds_S = np.zeros(len(order), dtype=np.int64)
+        seconds_S[has_gap_S] = times_N[begin_S] - times_N[begin_S - 1]
+        if batch.past is not None:
+            goes_on_S = ~follows_S & (self.length_S > 0) & batch.past.is_known_B.numpy()[self.row_S]
+            seconds_S[goes_on_S] = times_N[self.begin_S[goes_on_S]]
+            seconds_S[goes_on_S] -= batch.past.previous_time_B.numpy()[self.row_S[goes_on_S]]
+            has_gap_S |= goes_on_S
         self.gap_S2 = np.zeros((len(order), 2), dtype=np.float32)
-        self.gap_S2[has_gap_S, 0] = np.log1p(np.maximum(times_N[gap_begin_S] - times_N[gap_begin_S - 1], 0)) / 10
+        self.gap_S2[has_gap_S, 0] = np.log1p(np.maximum(seconds_S[has_gap_S], 0)) / 10
         self.gap_S2[has_gap_S, 1] = 1
 
     def plan(self, slot_W: np.ndarray, time_W: np.ndarray, target_W: np.ndarray) -> SessionPlan:
         buckets, cell_W = self._buckets(slot_W, time_W)
+        start_row_S = torch.from_numpy(self.row_S[self.group_S == 0])
         return SessionPlan(
             groups=self._groups(),
             buckets=buckets,
             token_P=torch.from_numpy(self.token_P),
             gap_S2=torch.from_numpy(self.gap_S2),
+            start_SM=None if self.past is None else self.past.of(start_row_S).memory_BM,
+            start_row_S=start_row_S,
             wanted_step_W=torch.from_numpy(self.packed_of_step[self.step_offsets[:-1][slot_W] + time_W]),
             wanted_cell_W=torch.from_numpy(cell_W),
             wanted_slot_W=torch.from_numpy(slot_W),

@@ -22,8 +22,8 @@ def like_shaped_slices(batch: pa.RecordBatch, batch_rows: int) -> Iterator[pa.Re
 
     The model walks through as many sessions as the longest history of a batch has: rows of one shape waste nothing.
     """
-    num_sessions_B = np.diff(_list_column(batch, "session_starts").offsets.to_numpy())
-    num_tokens_B = np.diff(_list_column(batch, "tokens").offsets.to_numpy())
+    num_sessions_B = np.diff(list_column(batch, "session_starts").offsets.to_numpy())
+    num_tokens_B = np.diff(list_column(batch, "tokens").offsets.to_numpy())
     order = np.lexsort((num_tokens_B, num_sessions_B))
     for first in range(0, batch.num_rows, batch_rows):
         yield batch.take(pa.array(order[first : first + batch_rows]))
@@ -34,22 +34,22 @@ def history_batch(rows: pa.RecordBatch, num_features: int = 0) -> HistoryBatch:
 
     Raises DataError for damaged rows.
     """
-    tokens, starts = _list_column(rows, "tokens"), _list_column(rows, "session_starts")
+    tokens, starts = list_column(rows, "tokens"), list_column(rows, "session_starts")
     if "first_target" in rows.schema.names:
         first_target = torch.from_numpy(rows.column("first_target").to_numpy(zero_copy_only=False).astype(np.int64))
     else:
         first_target = torch.full((rows.num_rows,), torch.iinfo(torch.int64).max)
     try:
         return HistoryBatch.from_columns(
-            tokens=_values(tokens, np.int64),
-            token_offsets=_offsets(tokens),
-            event_types=_values(_list_column(rows, "event_types"), np.int64),
-            values=_values(_list_column(rows, "values"), np.float32),
-            event_times=_values(_list_column(rows, "event_times"), np.int64),
-            session_starts=_values(starts, np.int64),
-            session_start_offsets=_offsets(starts),
+            tokens=list_values(tokens, np.int64),
+            token_offsets=list_offsets(tokens),
+            event_types=list_values(list_column(rows, "event_types"), np.int64),
+            values=list_values(list_column(rows, "values"), np.float32),
+            event_times=list_values(list_column(rows, "event_times"), np.int64),
+            session_starts=list_values(starts, np.int64),
+            session_start_offsets=list_offsets(starts),
             first_target=first_target,
-            features=_values(_list_column(rows, "features"), np.float32) if num_features else None,
+            features=list_values(list_column(rows, "features"), np.float32) if num_features else None,
             num_features=num_features,
         )
     except ValueError as error:
@@ -58,13 +58,13 @@ def history_batch(rows: pa.RecordBatch, num_features: int = 0) -> HistoryBatch:
 
 def with_moments(rows: pa.RecordBatch, histories: HistoryBatch, num_outcomes: int) -> HistoryBatch:
     """The histories of these rows with what is asked of them, in the columns outcome_*. Raises DataError for damaged rows."""
-    places = _list_column(rows, "outcome_places")
+    places = list_column(rows, "outcome_places")
     try:
         moments = Moments.from_columns(
-            _values(places, np.int64),
-            _offsets(places),
-            _values(_list_column(rows, "outcome_elapsed_seconds"), np.int64),
-            _values(_list_column(rows, "outcome_labels"), np.float32),
+            list_values(places, np.int64),
+            list_offsets(places),
+            list_values(list_column(rows, "outcome_elapsed_seconds"), np.int64),
+            list_values(list_column(rows, "outcome_labels"), np.float32),
             histories.row_offsets,
             num_outcomes,
         )
@@ -73,7 +73,7 @@ def with_moments(rows: pa.RecordBatch, histories: HistoryBatch, num_outcomes: in
     return dataclasses.replace(histories, moments=moments)
 
 
-def _list_column(rows: pa.RecordBatch, name: str) -> pa.ListArray:
+def list_column(rows: pa.RecordBatch, name: str) -> pa.ListArray:
     if name not in rows.schema.names:
         raise DataError(f"scoring needs the column '{name}' and finds {', '.join(rows.schema.names)}")
     column = rows.column(name)
@@ -84,12 +84,12 @@ def _list_column(rows: pa.RecordBatch, name: str) -> pa.ListArray:
     return column
 
 
-def _offsets(column: pa.ListArray) -> torch.Tensor:
+def list_offsets(column: pa.ListArray) -> torch.Tensor:
     offsets = column.offsets.to_numpy().astype(np.int64)
     return torch.from_numpy(offsets - offsets[0])
 
 
-def _values(column: pa.ListArray, dtype: type) -> torch.Tensor:
+def list_values(column: pa.ListArray, dtype: type) -> torch.Tensor:
     """The lists' elements end to end, a copy; a null among floats becomes NaN."""
     values = column.values.slice(column.offsets[0].as_py(), column.offsets[-1].as_py() - column.offsets[0].as_py())
     return torch.from_numpy(values.to_numpy(zero_copy_only=False).astype(dtype))
