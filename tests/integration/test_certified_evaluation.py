@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 import pytest
-from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from llm_spark.errors import DataError
@@ -17,13 +13,6 @@ from llm_spark.schemas import DATA_QUALITY, EVALUATION, SEQUENCES, SESSIONS
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.transforms.certificate import LAWS
 from tests.integration.conftest import Chain
-
-
-@pytest.fixture
-def copied(chain: Chain, spark: SparkSession, tmp_path: Path) -> Warehouse:
-    """The chain's warehouse to change at will."""
-    shutil.copytree(chain.warehouse.root, tmp_path / "copy")
-    return Warehouse(spark, str(tmp_path / "copy"))
 
 
 def tampered(warehouse: Warehouse) -> None:
@@ -67,7 +56,9 @@ def test_sequences_that_were_tampered_with_are_refused_and_made_anew_by_their_st
 def test_where_the_last_session_is_left_out_only_the_model_of_these_very_sequences_is_tested(
     chain: Chain, copied: Warehouse
 ) -> None:
-    config = chain.with_settings("sequences.split=leave_last_session_out", "train.num_epochs=1")
+    config = chain.with_settings(
+        "sequences.split=leave_last_session_out", "train.num_epochs=1", "evaluate.baselines=[popularity]"
+    )
     run_stage("sequences", copied, config)
     with pytest.raises(
         DataError, match=r"split by leave_last_session_out, and model .* split by time: run `llm-spark train`"

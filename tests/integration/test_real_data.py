@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
@@ -13,6 +15,7 @@ from llm_spark.pipelines import STAGES
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import EVALUATION, EVENTS, EVENTS_REJECTED, PREDICTIONS, SESSIONS
 from llm_spark.tables.warehouse import Warehouse
+from tests.conftest import FOR_FEW_ROWS
 
 CONF = Path(__file__).parents[2] / "conf"
 QUICK = [
@@ -20,8 +23,19 @@ QUICK = [
     "train.device=cpu",
     "gate.enabled=false",
     "evaluate.baselines=[popularity, vsknn]",
+    "evaluate.num_replicates=100",
     "sessionize.num_buckets=2",
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def sparks_defaults(spark: SparkSession) -> Iterator[None]:
+    """Queries as compiled programs, as every user has them and as so many rows need them."""
+    for name in FOR_FEW_ROWS:
+        spark.conf.unset(name)
+    yield
+    for name, value in FOR_FEW_ROWS.items():
+        spark.conf.set(name, value)
 
 
 def run_all(spark: SparkSession, name: str, paths: list[str], folder: Path, *overrides: str) -> Warehouse:

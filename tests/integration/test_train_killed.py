@@ -12,7 +12,7 @@ from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import MODELS, SEQUENCES, TRAINING_METRICS
 from llm_spark.tables.warehouse import Warehouse
 from tests.integration.conftest import SMALL_MODEL, Chain
-from tests.integration.training_victim import are_equal, untrained_copy, weights
+from tests.integration.training_victim import are_equal, weights
 from tests.killing import Victim
 
 AFTER_EVERY_STEP = "train.checkpoint_seconds=0"
@@ -44,19 +44,18 @@ def instants(warehouse: Path) -> dict[str, Callable[[], bool]]:
 
 
 def test_a_run_killed_at_every_stage_of_its_life_ends_in_the_weights_of_one_that_never_was(
-    chain: Chain, spark: SparkSession, tmp_path: Path
+    chain: Chain, chain_until: Callable[[str], Warehouse]
 ) -> None:
-    folder = tmp_path / "warehouse"
-    untrained_copy(Path(chain.warehouse.root), folder)
+    warehouse = chain_until("sequences")
+    folder = Path(warehouse.root)
     for name, is_time in instants(folder).items():
         shutil.rmtree(folder / "models", ignore_errors=True)  # what a killed run left there is not what to wait for
         victim = Victim("train", chain.config_file, folder, *SMALL_MODEL, AFTER_EVERY_STEP)
         # The driver alone in one case: its ranks must end by themselves, and disturb nobody until they do.
         assert victim.kill_when(is_time, and_children=name != "between steps"), (name, victim.log.read_text())
-        assert not Warehouse(spark, str(folder)).exists(MODELS)
+        assert not warehouse.exists(MODELS)
     steps = sorted(path.name for path in folder.glob("staging/train-*/checkpoints/step-*"))
     assert steps, "the killed runs left checkpoints"
-    warehouse = Warehouse(spark, str(folder))
     account = run_stage("train", warehouse, chain.with_settings(AFTER_EVERY_STEP))
     assert any(remark.startswith("gone on from step") for remark in account.remarks), account.remarks
     assert are_equal(weights(folder), weights(Path(chain.warehouse.root)))
@@ -76,13 +75,12 @@ def test_a_run_killed_at_every_stage_of_its_life_ends_in_the_weights_of_one_that
 
 
 def test_a_run_goes_on_with_the_files_that_it_began_with_though_they_were_compacted_since(
-    chain: Chain, spark: SparkSession, tmp_path: Path
+    chain: Chain, chain_until: Callable[[str], Warehouse], spark: SparkSession
 ) -> None:
-    folder = tmp_path / "warehouse"
-    untrained_copy(Path(chain.warehouse.root), folder)
+    warehouse = chain_until("sequences")
+    folder = Path(warehouse.root)
     victim = Victim("train", chain.config_file, folder, *SMALL_MODEL, AFTER_EVERY_STEP)
     assert victim.kill_when(lambda: num_whole(folder) == 2), victim.log.read_text()
-    warehouse = Warehouse(spark, str(folder))
     files = spark.read.format("delta").load(warehouse.path(SEQUENCES)).repartition(3)
     files.write.format("delta").mode("overwrite").option("dataChange", "false").save(warehouse.path(SEQUENCES))
     before = warehouse.version(SEQUENCES)

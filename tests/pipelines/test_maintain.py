@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from datetime import date, datetime
 from pathlib import Path
 
@@ -37,14 +38,20 @@ def items(spark: SparkSession, *tokens: int) -> DataFrame:
     return spark.createDataFrame(rows, VOCABULARY.schema)
 
 
-@pytest.fixture
-def warehouse(spark: SparkSession, tmp_path: Path) -> Warehouse:
-    """Three versions of a table, of which a model was trained on the first."""
-    made = Warehouse(spark, str(tmp_path / "warehouse"))
+@pytest.fixture(scope="module")
+def three_versions(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A warehouse with three versions of a table, of which a model was trained on the first; to copy."""
+    made = Warehouse(spark, str(tmp_path_factory.mktemp("three-versions") / "warehouse"))
     for tokens in ((2,), (2, 3), (2, 3, 4)):
         made.replace(VOCABULARY, items(spark, *tokens).coalesce(1), {"tokens": tokens})
     promote_in_turn(made, model("m1", table_versions=json.dumps({VOCABULARY.name: PINNED})))
-    return made
+    return Path(made.root)
+
+
+@pytest.fixture
+def warehouse(three_versions: Path, spark: SparkSession, tmp_path: Path) -> Warehouse:
+    shutil.copytree(three_versions, tmp_path / "warehouse")
+    return Warehouse(spark, str(tmp_path / "warehouse"))
 
 
 def tokens(warehouse: Warehouse, version: int | None = None) -> list[int]:
