@@ -12,9 +12,11 @@ from llm_spark.config.model import EvaluateConfig, ModelConfig, ScoreConfig, Tra
 from llm_spark.config.outcomes import OutcomeConfig
 from llm_spark.config.report import ReportConfig
 from llm_spark.config.sequences import SPLIT_KINDS, BotsConfig, ClipValuesConfig, SequencesConfig, SessionizeConfig
-from llm_spark.config.spark import SparkConfig
+from llm_spark.config.serve import AUTHENTICATION_NEEDS, ServeConfig
+from llm_spark.config.spark import SparkConfig, flat
 
 __all__ = [
+    "AUTHENTICATION_NEEDS",
     "MISSING_RULES",
     "SPLIT_KINDS",
     "BotsConfig",
@@ -35,10 +37,12 @@ __all__ = [
     "ReportConfig",
     "ScoreConfig",
     "SequencesConfig",
+    "ServeConfig",
     "SessionizeConfig",
     "SeverityConfig",
     "SparkConfig",
     "TrainConfig",
+    "flat",
     "from_overrides",
     "load",
     "show",

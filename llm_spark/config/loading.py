@@ -19,6 +19,7 @@ from llm_spark.config.maintain import MaintainConfig
 from llm_spark.config.model import EvaluateConfig, ModelConfig, ScoreConfig, TrainConfig
 from llm_spark.config.report import ReportConfig
 from llm_spark.config.sequences import SequencesConfig, SessionizeConfig
+from llm_spark.config.serve import ServeConfig
 from llm_spark.config.spark import SparkConfig
 from llm_spark.errors import UsageError
 
@@ -41,6 +42,7 @@ class Config:
     drift: DriftConfig = field(default_factory=DriftConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     maintain: MaintainConfig = field(default_factory=MaintainConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
 
     def __post_init__(self) -> None:
         self.gate.chosen_metric(self.evaluate.ks)

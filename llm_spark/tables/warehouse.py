@@ -244,7 +244,7 @@ class Warehouse:
                 self.read(table).createOrReplaceTempView(table.name)
                 names.append(table.name)
         if "predictions" in names:
-            self.spark.sql(_CURRENT_PREDICTIONS).createOrReplaceTempView(PREDICTIONS_CURRENT)
+            self.spark.sql(CURRENT_PREDICTIONS).createOrReplaceTempView(PREDICTIONS_CURRENT)
             names.append(PREDICTIONS_CURRENT)
         return names
 
@@ -330,7 +330,7 @@ def _conform(rows: DataFrame, table: Table) -> DataFrame:
     )
 
 
-_CURRENT_PREDICTIONS = """
+CURRENT_PREDICTIONS = """
 SELECT * EXCEPT (newest_date)
 FROM (SELECT *, max(as_of_date) OVER (PARTITION BY user_id) AS newest_date FROM predictions)
 WHERE as_of_date = newest_date
