@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -115,6 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     query.add_argument("--format", choices=("table", "csv", "json"), default="table")
     query.add_argument("--max-rows", type=int, default=1000, metavar="N")
     configured(query)
+    configured(
+        command("serve-sql", "serve the tables to SQL clients (JDBC, ODBC, DB-API) until it is ended", _run_serve)
+    )
     models = command("models", "which models there are and which one scores; promote another by hand", _run_models)
     actions = models.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, (takes, what) in _MODEL_ACTIONS.items():
@@ -187,6 +191,14 @@ def _run_sql(given: argparse.Namespace) -> None:
     from llm_spark.pipelines.query import print_query
 
     _with_spark(_load(given), lambda warehouse: print_query(warehouse, given.query, given.format, given.max_rows))
+
+
+def _run_serve(given: argparse.Namespace) -> None:
+    from llm_spark.pipelines.serve_sql import prepared, serve_sql
+
+    with tempfile.TemporaryDirectory(prefix="llm_spark_sql_") as scratch:
+        loaded = prepared(_load(given), scratch)
+        _with_spark(loaded, lambda warehouse: serve_sql(warehouse, loaded.serve, scratch))
 
 
 def _run_tables(given: argparse.Namespace) -> None:

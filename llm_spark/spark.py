@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import pyspark
 from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
-from llm_spark.config import SparkConfig
+from llm_spark.config import SparkConfig, flat
 from llm_spark.errors import UserError
 from llm_spark.logs import log
 
@@ -126,17 +125,6 @@ def _keep(jars: list[str], folder: Path) -> None:
     staged.rename(folder)
 
 
-def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    # `spark.conf.spark.sql.x=1` on the command line arrives as nested mappings.
-    flat: dict[str, str] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = str(value)
-    return flat
-
-
 def _local_cores(master: str) -> int:
     threads = re.match(r"local\[(\d+|\*)", master)
     return (os.cpu_count() or 1) if threads is None or threads[1] == "*" else int(threads[1])
@@ -187,7 +175,7 @@ def session(config: SparkConfig, app_name: str = "llm_spark") -> SparkSession:
     settings["spark.sql.extensions"] = ",".join([_EXTENSION, *extensions])
     if config.shuffle_partitions:
         settings["spark.sql.shuffle.partitions"] = str(config.shuffle_partitions)
-    settings |= _flat(config.conf)
+    settings |= flat(config.conf)
     builder = SparkSession.builder.appName(app_name)
     for key, value in settings.items():
         if key not in given:

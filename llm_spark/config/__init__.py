@@ -14,9 +14,11 @@ from llm_spark.config.outcomes import OutcomeConfig
 from llm_spark.config.report import ReportConfig
 from llm_spark.config.score import ScoreConfig
 from llm_spark.config.sequences import SPLIT_KINDS, BotsConfig, ClipValuesConfig, SequencesConfig, SessionizeConfig
-from llm_spark.config.spark import SparkConfig
+from llm_spark.config.serve import AUTHENTICATION_NEEDS, ServeConfig
+from llm_spark.config.spark import SparkConfig, flat
 
 __all__ = [
+    "AUTHENTICATION_NEEDS",
     "MISSING_RULES",
     "SPLIT_KINDS",
     "BotsConfig",
@@ -38,10 +40,12 @@ __all__ = [
     "ReportConfig",
     "ScoreConfig",
     "SequencesConfig",
+    "ServeConfig",
     "SessionizeConfig",
     "SeverityConfig",
     "SparkConfig",
     "TrainConfig",
+    "flat",
     "from_overrides",
     "load",
     "show",

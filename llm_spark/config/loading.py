@@ -22,6 +22,7 @@ from llm_spark.config.nightly import NightlyConfig
 from llm_spark.config.report import ReportConfig
 from llm_spark.config.score import ScoreConfig
 from llm_spark.config.sequences import SequencesConfig, SessionizeConfig
+from llm_spark.config.serve import ServeConfig
 from llm_spark.config.spark import SparkConfig
 from llm_spark.errors import UsageError
 
@@ -49,6 +50,7 @@ class Config:
     report: ReportConfig = field(default_factory=ReportConfig)
     nightly: NightlyConfig = field(default_factory=NightlyConfig)
     maintain: MaintainConfig = field(default_factory=MaintainConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
 
     def __post_init__(self) -> None:
         self.gate.chosen_metric(self.evaluate.ks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -19,3 +20,14 @@ class SparkConfig:
     """Partitions after a shuffle; 0 takes twice the cores (local) or lets adaptive execution decide (cluster)."""
     conf: dict[str, str] = field(default_factory=dict)
     """Further Spark settings, passed through as they are."""
+
+
+def flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Settings of Spark or Hive by their dotted names: `spark.conf.spark.sql.x=1` on the command line arrives as nested mappings."""
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = str(value)
+    return found

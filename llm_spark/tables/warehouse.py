@@ -253,7 +253,7 @@ class Warehouse:
                 self.read(table).createOrReplaceTempView(table.name)
                 names.append(table.name)
         if PREDICTIONS.name in names:
-            self.spark.sql(_CURRENT_PREDICTIONS).createOrReplaceTempView(PREDICTIONS_CURRENT)
+            self.spark.sql(CURRENT_PREDICTIONS).createOrReplaceTempView(PREDICTIONSCURRENT)
             names.append(PREDICTIONS_CURRENT)
         return names
 
@@ -354,7 +354,7 @@ def _conform(rows: DataFrame, table: Table) -> DataFrame:
 
 
 # One scan of one version of the table: whoever reads while a night is written sees the whole of it, or none of it.
-_CURRENT_PREDICTIONS = f"""
+CURRENT_PREDICTIONS = f"""
 SELECT * EXCEPT (newest_date)
 FROM (SELECT *, max(as_of_date) OVER (PARTITION BY user_id) AS newest_date FROM predictions)
 WHERE as_of_date = newest_date AND coalesce(source, '{FROM_MODEL}') NOT IN ('{ABSTAINED}', '{WITHDRAWN}')

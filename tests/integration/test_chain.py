@@ -7,10 +7,7 @@ import re
 from datetime import date
 from pathlib import Path
 
-import duckdb
-import polars
 import pytest
-from deltalake import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -138,26 +135,6 @@ def test_a_second_run_of_a_stage_has_nothing_to_do_and_changes_no_table(chain: C
     before = versions()
     assert chain.run(stage)
     assert versions() == before
-
-
-def test_duckdb_and_polars_read_the_same_predictions(chain: Chain) -> None:
-    columns = ["as_of_date", "user_id", "rank", "item_id", "probability", "model_id"]
-    # By their text: of newcomers' rows there is no user_id to sort by.
-    expected = sorted((tuple(row) for row in chain.warehouse.read(PREDICTIONS).select(columns).collect()), key=str)
-    path = chain.warehouse.path(PREDICTIONS)
-    assert sorted(polars.read_delta(path).select(columns).rows(), key=str) == expected
-    predictions = DeltaTable(path).to_pyarrow_dataset()  # found by duckdb under its name
-    assert predictions.schema.names
-    assert sorted(duckdb.sql(f"SELECT {', '.join(columns)} FROM predictions").fetchall(), key=str) == expected
-
-
-def test_the_queries_of_the_readme_run(chain: Chain) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    blocks = re.findall(r"```sql\n(.*?)```", readme, re.DOTALL)
-    queries = [query for block in blocks for query in block.split(";") if query.strip()]
-    assert len(queries) >= 4
-    for query in queries:
-        sql(chain.warehouse, query).collect()
 
 
 def test_scoring_an_earlier_day_uses_only_what_was_known_then(chain: Chain, copied: Warehouse) -> None:
