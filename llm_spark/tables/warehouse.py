@@ -253,7 +253,7 @@ class Warehouse:
                 self.read(table).createOrReplaceTempView(table.name)
                 names.append(table.name)
         if PREDICTIONS.name in names:
-            self.spark.sql(CURRENT_PREDICTIONS).createOrReplaceTempView(PREDICTIONSCURRENT)
+            self.spark.sql(CURRENT_PREDICTIONS).createOrReplaceTempView(PREDICTIONS_CURRENT)
             names.append(PREDICTIONS_CURRENT)
         return names
 
