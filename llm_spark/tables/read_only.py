@@ -73,7 +73,7 @@ class _Rule:
         for node in _nodes(plan):
             refusal = self._refusal(node)
             if refusal:
-                exception = self._jvm.org.apache.hive.service.cli.HiveSQLException(f"read-only: {refusal}")
+                exception = self._jvm.java.lang.UnsupportedOperationException(f"read-only: {refusal}")
                 raise Py4JJavaError(refusal, exception)
 
     def _refusal(self, node: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from py4j.protocol import Py4JError
@@ -31,8 +32,11 @@ class SqlServer:
             "hive.exec.local.scratchdir": f"{scratch}/hive_local",
             "hive.server2.logging.operation.log.location": f"{scratch}/operation_logs",
         }
+        Path(own["hive.exec.local.scratchdir"]).mkdir(exist_ok=True)
         for name, value in (own | dict(hive_settings)).items():
             spark.conf.set(name, value)
+            # Hive's authentication makes a configuration of its own, of system properties.
+            jvm.java.lang.System.setProperty(name, value)
         thrift = jvm.org.apache.spark.sql.hive.thriftserver.HiveThriftServer2
         try:
             self._server = thrift.startWithSparkSession(spark._jsparkSession, False)

@@ -41,10 +41,8 @@ class Served:
     @contextlib.contextmanager
     def cursor(self, user: str = "analyst", password: str = "any") -> Iterator[Any]:
         connection = connect("127.0.0.1", self.port, auth_mechanism="PLAIN", user=user, password=password, timeout=60)
-        try:
-            yield connection.cursor()
-        finally:
-            connection.close()
+        with contextlib.closing(connection), contextlib.closing(connection.cursor()) as cursor:
+            yield cursor
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Ask it to end; returns its exit code."""
@@ -96,8 +94,9 @@ def _first_line(process: subprocess.Popen[str]) -> str:
 def ask_beeline(url: str, query: str) -> list[str]:
     """The lines that Hive's own client prints for a query, as CSV with a header."""
     command = [str(BEELINE), "-u", url, "-n", "analyst", "--silent=true", "--outputformat=csv2", "-e", query]
-    options = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xmx256m"
+    options = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
     environment = dict(os.environ, JAVA_TOOL_OPTIONS="", SPARK_BEELINE_OPTS=options)
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.strip().splitlines()
+    # It repeats its prompt before the first line.
+    return done.stdout.strip().removeprefix(f"0: {url}> ").splitlines()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Iterator
@@ -135,7 +134,7 @@ def test_nobody_changes_a_table_reads_a_file_by_its_path_or_runs_a_program(
 ) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("the secret\n")
-    places = {"secret": secret, "folder": tmp_path, "runs": warehouse.path(RUNS).replace("'", "\\'")}
+    places = {"secret": secret, "folder": tmp_path, "runs": warehouse.path(RUNS)}
     before = warehouse.version(RUNS)
     answers = {}
     with server.cursor() as cursor:
@@ -146,8 +145,9 @@ def test_nobody_changes_a_table_reads_a_file_by_its_path_or_runs_a_program(
             answers[statement] = _answer(cursor, statement.format(**places))
         cursor.execute("SELECT count(*) FROM runs")
         assert cursor.fetchall() == [(1,)]
-    print(json.dumps(answers, indent=1))
-    others = {statement: answer for statement, answer in answers.items() if "read-only: " not in answer}
+    # Functions that call Java are not there at all.
+    refusals = ("read-only: ", "UNRESOLVED_ROUTINE")
+    others = {statement: answer for statement, answer in answers.items() if not any(r in answer for r in refusals)}
     assert others == {}
     assert "the secret" not in str(answers)
     assert warehouse.version(RUNS) == before
@@ -178,14 +178,15 @@ def test_what_analysts_need_is_answered(server: Served) -> None:
         "SHOW FUNCTIONS",
         "SHOW CREATE TABLE predictions_current",
         "EXPLAIN SELECT * FROM runs",
-        "USE default",
         "SET spark.sql.shuffle.partitions=3",
         "SELECT * FROM runs VERSION AS OF 1",
         "WITH longest AS (SELECT max(seconds) AS seconds FROM runs) SELECT * FROM runs JOIN longest USING (seconds)",
         "SELECT explode(sequence(1, 3))",
         "VALUES (1, 'a')",
     ):
-        assert server.ask(statement) is not None, statement
+        assert server.ask(statement), statement
+    with server.cursor() as cursor:
+        cursor.execute("USE default")  # it answers nothing, without a column
 
 
 def test_one_clients_settings_are_not_anothers(server: Served) -> None:
