@@ -299,12 +299,28 @@ class Warehouse:
         except Exception as error:
             if failure := storage_failure(error, self.root):
                 raise UserError(failure) from error
+            if "DELTA_TABLE_NOT_FOUND" in str(error) and self._discard_unborn(table):
+                return self._create(table, properties)
             java = getattr(error, "java_exception", None)
             line = " ".join(str(java.getMessage() if java is not None else error).split())[:200]
             raise UserError(
                 f"table '{table.name}' cannot be created under '{self.root}': {line}; is the warehouse writable?"
             ) from error
         return True
+
+    def _discard_unborn(self, table: Table) -> bool:
+        """Remove the log's folder where it holds no commit: a run that was stopped in its first leaves it, and Delta then creates no table
+        there. True if it was removed."""
+        jvm: Any = self.spark._jvm
+        log = jvm.org.apache.hadoop.fs.Path(self.path(table), "_delta_log")
+        files = log.getFileSystem(self.spark._jsparkSession.sessionState().newHadoopConf())
+        if not files.exists(log):
+            return False
+        names = [entry.getPath().getName() for entry in files.listStatus(log)]
+        if any(re.match(r"\d{20}\.", name) for name in names):
+            return False
+        jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()
+        return bool(files.delete(log, True))
 
     def is_laid_out_otherwise(self, table: Table) -> bool:
         """Whether the table was made by an earlier version of this program, with other columns or partitions."""

@@ -38,7 +38,7 @@ def test_an_upsert_replaces_the_rows_of_its_keys_only(warehouse: Warehouse, spar
 
 
 def test_an_append_repeated_under_its_id_lands_once(warehouse: Warehouse, spark: SparkSession) -> None:
-    row = spark.createDataFrame([("r", "s", datetime(2025, 1, 1), 1.0, "done", "{}")], RUNS.schema)
+    row = spark.createDataFrame([("r", "s", datetime(2025, 1, 1), 1.0, "done", "{}", None, None, None)], RUNS.schema)
     for write_id in ("x", "x", "y"):
         warehouse.append(RUNS, row, write_id)
     assert warehouse.read(RUNS).count() == 2
