@@ -10,8 +10,8 @@ from llm_spark.schemas import DATA_QUALITY, PREDICTIONS, RUNS, TABLES, TRAINING_
 from llm_spark.tables.warehouse import Warehouse
 from tests.integration.training_victim import are_equal, weights
 
-OF_THE_RUN = {"run_id", "ingested_at", "scored_at", "created_at", "changed_at", "at", "moves"}
-"""Columns that tell when and by which run a row was written."""
+OF_THE_RUN = {"run_id", "ingested_at", "scored_at", "created_at", "changed_at", "at", "moves", "code_version"}
+"""Columns that tell when, by which run and by which program a row was written."""
 SETTINGS = "config"
 """Of a model, with those that have no part in it; its model_id stands for the others."""
 SCORES = ["score", "probability"]
