@@ -4,27 +4,37 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llm_spark.schemas import DATA_QUALITY, RUNS, TABLES, TRAINING_METRICS
+import numpy as np
+
+from llm_spark.schemas import DATA_QUALITY, PREDICTIONS, RUNS, TABLES, TRAINING_METRICS
 from llm_spark.tables.warehouse import Warehouse
 from tests.integration.training_victim import are_equal, weights
 
-OF_THE_RUN = {"run_id", "ingested_at", "scored_at", "created_at", "changed_at", "at", "moves"}
-"""Columns that tell when and by which run a row was written."""
+OF_THE_RUN = {"run_id", "ingested_at", "scored_at", "created_at", "changed_at", "at", "moves", "code_version"}
+"""Columns that tell when, by which run and by which program a row was written."""
 SETTINGS = "config"
 """Of a model, with those that have no part in it; its model_id stands for the others."""
+SCORES = ["score", "probability"]
+SCORE_TOLERANCE = 1e-5
+"""Which users share a batch, and so the order in which a kernel adds up, follows from Spark's partitions."""
 
 
 def rows(warehouse: Warehouse) -> dict[str, list[str]]:
-    """Of every table: its rows as text, in order, without what differs from run to run."""
+    """Of every table: its rows as text, in order, without the scores and what differs from run to run."""
     found = {}
     for table in TABLES.values():
         if table in (RUNS, DATA_QUALITY) or not warehouse.exists(table):
             continue
-        kept = warehouse.read(table).drop(*OF_THE_RUN, SETTINGS)
+        kept = warehouse.read(table).drop(*OF_THE_RUN, SETTINGS, *SCORES)
         if table is TRAINING_METRICS:
             kept = kept.where("name <> 'tokens_per_second'")
         found[table.name] = sorted(map(str, kept.collect()))
     return found
+
+
+def scores(warehouse: Warehouse) -> np.ndarray:
+    predictions = warehouse.read(PREDICTIONS).orderBy("as_of_date", "user_id", "rank")
+    return np.array([tuple(row) for row in predictions.select(SCORES).collect()])
 
 
 def assert_same_tables(ours: Warehouse, theirs: Warehouse) -> None:
@@ -33,3 +43,4 @@ def assert_same_tables(ours: Warehouse, theirs: Warehouse) -> None:
     assert our_rows.keys() == their_rows.keys()
     for name in their_rows:
         assert our_rows[name] == their_rows[name], name
+    np.testing.assert_allclose(scores(ours), scores(theirs), rtol=0, atol=SCORE_TOLERANCE)
