@@ -226,7 +226,7 @@ class ScoreConfig:
     batch_rows: int = 256
     """Users scored at a time in a Python worker; bounds its memory."""
     exclude_seen: bool = False
-    """Leave out items that stand in the user's recent history."""
+    """Leave out items of the user's newest `sequences.max_tokens` events."""
     reasons: int = 0
     """Past items named as the reasons for a recommended one; 0 for none. Not given unasked: see `explained`."""
     explained: int = 1

@@ -1,121 +1,146 @@
-"""score: every user's newest history and the champion -> predictions."""
+"""score: the champion, and what came since the last night of each user -> predictions, user_memory.
+
+What the model keeps of a user (user_memory) goes on from where it stood: only users with new sessions are read, and of these only what is
+new. Where that cannot be, all histories are replayed from their first event; both ways give the same tables. Predictions are written
+first: user_memory says what both were made from, so that a run killed in between is done again from the same state.
+"""
 
 from __future__ import annotations
 
 import functools
-from datetime import date, datetime, timedelta
 
-from pyspark.sql import Column, DataFrame
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from llm_spark.config import Config
-from llm_spark.errors import DataError, UsageError
 from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.features import require_session_features
-from llm_spark.pipelines.registry.serving import champion
-from llm_spark.schemas import EVENT_TYPES, PREDICTIONS, SESSIONS, VOCABULARY
-from llm_spark.scoring import RECOMMEND_DDL, recommend
+from llm_spark.pipelines.peak_memory import PeakMemory
+from llm_spark.pipelines.scoring_news import All, News, whom_to_score
+from llm_spark.pipelines.scoring_night import Night
+from llm_spark.schemas import PREDICTIONS, SESSIONS, USER_MEMORY, Table
+from llm_spark.scoring import ADVANCE_DDL, advance
 from llm_spark.tables.warehouse import Warehouse
+from llm_spark.tokens import FROM_MODEL, WITHDRAWN
 from llm_spark.transforms.reasons import with_reasons_named
-from llm_spark.transforms.sequences import latest_histories, tokenized_steps
+from llm_spark.transforms.sessions import user_bucket
 
 
 def score(warehouse: Warehouse, config: Config, account: Account) -> None:
-    """Write the top k next items of every user as of a day, in place of what that day held."""
-    model = champion(warehouse)
-    require_session_features(warehouse, model.config.features, f"model {model.model_id}")
-    with_features = bool(model.config.features)
-    sessions_version = warehouse.version(SESSIONS)
-    sessions = warehouse.read(SESSIONS, sessions_version)
-    as_of = _as_of(sessions, config.score.as_of)
-    origin = {
-        "as_of_date": str(as_of),
-        "model_id": model.model_id,
-        "sessions": warehouse.data_version(SESSIONS, sessions_version),
-        "k": config.score.k,
-        "exclude_seen": config.score.exclude_seen,
-        "reasons": config.score.reasons,
-        "explained": config.score.explained,
-        "max_tokens": config.sequences.max_tokens,
-        "gap_seconds": config.sessionize.gap_seconds,
-        "one_session_a_user": _one_session_a_user(config),
-    }
-    if warehouse.origin(PREDICTIONS) == origin:
-        account.nothing_to_do = f"predictions as of {as_of} by model {model.model_id} are there already"
+    """Write the top k next items, as of a day, of every user for whom there is news since the last one."""
+    night = Night.of(warehouse, config)
+    made = warehouse.origin(USER_MEMORY)
+    if night.is_made(made):
+        account.nothing_to_do = f"predictions as of {night.as_of} by model {night.model.model_id} are there already"
         return
-    # Append-only tables: what the model knows are the tokens below its own number of them.
-    vocabulary = warehouse.read(VOCABULARY).where(F.col("token") < model.num_tokens)
-    event_types = warehouse.read(EVENT_TYPES).where(F.col("token") < model.num_event_types)
-    night = F.lit(datetime.combine(as_of + timedelta(days=1), datetime.min.time()))
     with progress("score"):
-        clipped_sessions = model.values.clipped(sessions)
-        all_steps = tokenized_steps(clipped_sessions, vocabulary, event_types, with_features)
-        steps = all_steps.where(F.col("event_time") < night)
-        histories = latest_histories(steps, config.sequences.max_tokens, model.values.fill)
-        inputs = histories.withColumn("session_open", _session_open(config, night))
-        inputs = inputs.select("user_id", *model.config.history_columns, "session_open")
-        kernel = functools.partial(
-            recommend,
-            artifact_path=model.path,
-            k=config.score.k,
-            batch_rows=config.score.batch_rows,
-            exclude_seen=config.score.exclude_seen,
-            num_reasons=config.score.reasons,
-            num_explained=config.score.explained,
-        )
-        recommended = inputs.mapInArrow(kernel, RECOMMEND_DDL)
-        # Every token that the model can recommend is in the vocabulary it was trained with.
-        named = recommended.join(F.broadcast(vocabulary.select("token", "item_id")), "token", "inner")
-        explained = with_reasons_named(named, vocabulary, config.score.reasons)
-        stamped = explained.withColumns(
-            {
-                "as_of_date": F.lit(as_of),
-                "model_id": F.lit(model.model_id),
-                "scored_at": F.lit(account.started_at),
-                "run_id": F.lit(account.run_id),
-            }
-        )
-        warehouse.replace_where(PREDICTIONS, stamped, f"as_of_date = DATE'{as_of}'", origin)
-    written = warehouse.read(PREDICTIONS).where(F.col("as_of_date") == F.lit(as_of))
-    counted = written.agg(F.count("*").alias("predictions"), F.count_distinct("user_id").alias("users")).first()
-    assert counted is not None
-    account.rows_in = {"sessions": sessions.count()}
-    account.rows_out = {"users": counted["users"], "predictions": counted["predictions"]}
-    account.read = {SESSIONS.name: sessions_version}
-    account.wrote(warehouse, PREDICTIONS)
-    account.remarks.append(f"as of {as_of}, by model {model.model_id}")
+        work, reason = whom_to_score(night, made)
+        try:
+            if isinstance(work, News) and work.num_touched == 0 and night.is_whole(made):
+                account.nothing_to_do = f"no user has news as of {night.as_of}"
+                return
+            peak = PeakMemory(warehouse.spark)
+            scored = _scored(night, work.histories, peak).persist(StorageLevel.DISK_ONLY)
+            lists, states = (scored.where(which) for which in ("rank IS NOT NULL", "rank IS NULL"))
+            _write_predictions(night, work, lists, states, account)
+            if not night.is_earlier:
+                _write_memory(night, work, states, account)
+            _tell(night, work, states, account, peak, reason)
+            scored.unpersist()
+        finally:
+            work.release()
 
 
-def _session_open(config: Config, night: Column) -> Column:
-    """Whether the next event would still belong to the user's last session.
+def _scored(night: Night, histories: DataFrame, peak: PeakMemory) -> DataFrame:
+    """Rows of ADVANCE_DDL: of each history its recommendations, and its new state."""
+    config, model = night.config, night.model
+    kernel = functools.partial(
+        advance,
+        artifact_path=model.path,
+        model_id=model.model_id,
+        k=config.score.k,
+        batch_rows=config.score.batch_rows,
+        exclude_seen=config.score.exclude_seen,
+        max_tokens=config.sequences.max_tokens,
+        fills_from_the_past=model.values.fill.looks_back,
+        num_reasons=config.score.reasons,
+        num_explained=config.score.explained,
+    )
+    return histories.mapInArrow(peak.of(kernel), ADVANCE_DDL)
 
-    Where each session is a user of its own there is no next session, so it is always open.
-    """
-    if _one_session_a_user(config):
-        return F.lit(True)
+
+def _write_predictions(night: Night, work: All | News, lists: DataFrame, states: DataFrame, account: Account) -> None:
+    """The partition of the day: what stands in it of users without news, the new lists, and a word for each user who has no session any more."""
+    # Every token that the model can recommend is in the vocabulary it was trained with.
+    named = lists.join(F.broadcast(night.vocabulary.select("token", "item_id")), "token", "inner")
+    explained = with_reasons_named(named, night.vocabulary, night.config.score.reasons)
+    listed = explained.withColumn("source", F.lit(FROM_MODEL))
+    withdrawn = work.without_history(states).select("user_id", F.lit(1).alias("rank"), F.lit(WITHDRAWN).alias("source"))
+    stamps = {
+        "as_of_date": F.lit(night.as_of),
+        "model_id": F.lit(night.model.model_id),
+        "scored_at": F.lit(account.started_at),
+        "run_id": F.lit(account.run_id),
+    }
+    new_rows = listed.unionByName(withdrawn, allowMissingColumns=True).withColumns(stamps)
+    whole_day = work.kept_predictions(states).unionByName(_in_columns_of(PREDICTIONS, new_rows))
+    night.warehouse.replace_where(PREDICTIONS, whole_day, f"as_of_date = DATE'{night.as_of}'", night.origin())
+    account.wrote(night.warehouse, PREDICTIONS)
+
+
+def _write_memory(night: Night, work: All | News, states: DataFrame, account: Account) -> None:
     last_event = F.element_at("event_times", -1)
-    return F.unix_seconds(night) - last_event <= config.sessionize.gap_seconds
+    new_rows = states.withColumns(
+        {
+            "user_bucket": user_bucket(night.config.sessionize.num_buckets),
+            "model_id": F.lit(night.model.model_id),
+            "position": F.coalesce("past.num_events", F.lit(0)) + F.size("tokens"),
+            "last_event_time": F.timestamp_seconds(last_event),
+            "last_session_id": F.element_at("session_ids", -1),
+            "session_open": night.session_open(last_event),
+            "as_of_date": F.lit(night.as_of),
+            "run_id": F.lit(account.run_id),
+        }
+    )
+    origin = night.origin_of_memory()
+    if isinstance(work, All):
+        night.warehouse.replace(USER_MEMORY, new_rows, origin)
+    else:
+        rows = work.kept_memory().unionByName(_in_columns_of(USER_MEMORY, new_rows))
+        night.warehouse.replace_where(USER_MEMORY, rows, work.parts, origin)
+    account.wrote(night.warehouse, USER_MEMORY)
 
 
-def _one_session_a_user(config: Config) -> bool:
-    return config.ingest.columns.session is not None and config.ingest.columns.session == config.ingest.columns.user
+def _in_columns_of(table: Table, rows: DataFrame) -> DataFrame:
+    return rows.select([F.col(field.name).cast(field.dataType) for field in table.schema.fields])
 
 
-def _as_of(sessions: DataFrame, wanted: str | None) -> date:
-    span = sessions.agg(F.min("started_at").alias("first"), F.max("ended_at").alias("last")).first()
-    if span is None or span["first"] is None:
-        raise DataError(
-            "the sessions table is empty: run `llm-spark ingest` and `llm-spark sessionize` on logs that hold events"
+def _tell(night: Night, work: All | News, states: DataFrame, account: Account, peak: PeakMemory, reason: str) -> None:
+    of_day = night.warehouse.read(PREDICTIONS).where(F.col("as_of_date") == F.lit(night.as_of))
+    counted = of_day.agg(
+        F.count_distinct("user_id").alias("users"),
+        F.count("item_id").alias("predictions"),
+        F.count_if((F.col("source") == WITHDRAWN) & (F.col("run_id") == account.run_id)).alias("withdrawn"),
+    ).first()
+    assert counted is not None
+    account.read = {SESSIONS.name: night.sessions_version}
+    account.rows_in = {"sessions": night.sessions.count()}
+    num_scored = states.count()
+    num_replayed = num_scored if isinstance(work, All) else work.num_replayed - counted["withdrawn"]
+    account.rows_out = {
+        "users": counted["users"],
+        "predictions": counted["predictions"],
+        "users advanced": num_scored - num_replayed,
+        "users replayed": num_replayed,
+        "users kept": 0 if isinstance(work, All) else night.warehouse.read(USER_MEMORY).count() - num_scored,
+        "users withdrawn": counted["withdrawn"],
+    }
+    account.remarks.append(f"as of {night.as_of}, by model {night.model.model_id}")
+    if reason:
+        account.remarks.append(f"all histories were replayed: {reason}")
+    if night.is_earlier:
+        account.remarks.append(
+            f"user_memory stays as of {night.newest}: predictions of {night.as_of} alone were written"
         )
-    if wanted is None:
-        return span["last"].date()
-    try:
-        as_of = date.fromisoformat(str(wanted))
-    except ValueError as error:
-        raise UsageError(f"score.as_of is '{wanted}': write a date such as 2026-01-31") from error
-    if as_of < span["first"].date():
-        raise UsageError(
-            f"score.as_of is {as_of}, before the first event ({span['first'].date()}): there is nothing to predict from"
-        )
-    return as_of
+    account.remarks.append(f"a Python worker took {peak.mib:,} MiB at most")

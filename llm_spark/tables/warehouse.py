@@ -30,10 +30,11 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from llm_spark.errors import UserError
-from llm_spark.schemas import RUNS, TABLES, Table
+from llm_spark.schemas import PREDICTIONS, RUNS, TABLES, Table
 from llm_spark.tables.lock import locked
 from llm_spark.tables.log import TableLog
 from llm_spark.tables.maintenance import KEEP_LOG, data_files, files_of_version, readable_versions, row_groups, settings
+from llm_spark.tokens import ABSTAINED, FROM_MODEL, WITHDRAWN
 
 PREDICTIONS_CURRENT = "predictions_current"
 _MAX_PARTITIONS_NAMED = 400
@@ -241,7 +242,10 @@ class Warehouse:
         names = []
         for table in TABLES.values():
             if self.exists(table):
-                self.read(table).createOrReplaceTempView(table.name)
+                rows = self.read(table)
+                if table is PREDICTIONS and "source" not in rows.columns:  # made by an earlier version of this program
+                    rows = rows.withColumn("source", F.lit(None).cast("string"))
+                rows.createOrReplaceTempView(table.name)
                 names.append(table.name)
         if "predictions" in names:
             self.spark.sql(_CURRENT_PREDICTIONS).createOrReplaceTempView(PREDICTIONS_CURRENT)
@@ -330,10 +334,10 @@ def _conform(rows: DataFrame, table: Table) -> DataFrame:
     )
 
 
-_CURRENT_PREDICTIONS = """
+_CURRENT_PREDICTIONS = f"""
 SELECT * EXCEPT (newest_date)
 FROM (SELECT *, max(as_of_date) OVER (PARTITION BY user_id) AS newest_date FROM predictions)
-WHERE as_of_date = newest_date
+WHERE as_of_date = newest_date AND coalesce(source, '{FROM_MODEL}') NOT IN ('{ABSTAINED}', '{WITHDRAWN}')
 """
 
 

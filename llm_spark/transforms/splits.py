@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from llm_spark.config import SequencesConfig
 from llm_spark.transforms.history_kernel import BY_TIME, LEAVE_LAST_SESSION_OUT, MIN_TO_LEAVE_OUT
 
-_ARRAYS = ("item_ids", "event_types", "event_times", "event_values", "event_features")
+ARRAYS = ("item_ids", "event_types", "event_times", "event_values", "event_features")
 
 
 def _history() -> WindowSpec:
@@ -92,7 +92,7 @@ def training_sessions(sessions: DataFrame, split: str, times: SplitTimes | None)
     trained = divided_sessions(sessions, split, times).where(F.col("train_end") > 0)
     if split != BY_TIME:
         first_events = {
-            name: F.slice(name, F.lit(1), F.col("train_end")) for name in _ARRAYS if name in sessions.columns
+            name: F.slice(name, F.lit(1), F.col("train_end")) for name in ARRAYS if name in sessions.columns
         }
         trained = trained.withColumns(first_events)
     return trained.withColumn("num_events", F.col("train_end")).select(*sessions.columns)
