@@ -433,6 +433,66 @@ OUTCOMES = Table(
     ("as_of_date",),
 )
 
+USER_MEMORY = Table(
+    "user_memory",
+    "What one model keeps of one user from night to night: the memory of past sessions, and the steps after them (the window)",
+    "score",
+    _columns(
+        _USER_ID,
+        ("user_bucket", t.IntegerType(), "hash of the user modulo the number of buckets, as in sessions"),
+        _MODEL_ID,
+        ("memory", t.BinaryType(), "float32, little-endian: the user's vector before the first session of the window"),
+        (
+            "past",
+            _columns(
+                ("num_sessions", LONG, "sessions in the memory"),
+                ("num_events", LONG, "events in the memory"),
+                ("first_event_time", LONG, "epoch seconds: the user's first event"),
+                ("previous_event_time", LONG, "epoch seconds: the last event of the last session in the memory"),
+                ("latest_event_time", LONG, "epoch seconds: the latest event in the memory"),
+                ("value_sum", t.DoubleType(), "sum of the values of the events in the memory, as the model reads them"),
+                (
+                    "last_value",
+                    t.FloatType(),
+                    "value of the last event in the memory, as the model reads it; null where it had none",
+                ),
+                ("ended_at", TIME, "ended_at of the last session in the memory"),
+                ("session_id", TEXT, "that session"),
+            ),
+            "what else is known of the sessions in the memory; null where there are none, and the memory is a newcomer's",
+        ),
+        (
+            "earlier_tokens",
+            INTS,
+            "items before the window that are among the newest sequences.max_tokens, oldest first",
+        ),
+        ("earlier_event_types", INTS, "event types, token by token"),
+        (
+            "tokens",
+            INTS,
+            "the window's items, oldest first: the last session, and where reasons are given as many whole ones before it as fit",
+        ),
+        ("event_types", INTS, "event types, token by token"),
+        ("values", t.ArrayType(t.FloatType()), "values as the model reads them, null where there is none"),
+        (
+            "features",
+            t.ArrayType(t.FloatType()),
+            "model.features of the first token, then of the second, ...; null without any",
+        ),
+        ("event_times", t.ArrayType(LONG), "epoch seconds, token by token"),
+        ("session_starts", INTS, "offsets in tokens at which a session begins; the first is 0"),
+        ("session_ids", TEXTS, "the window's sessions"),
+        ("sessions_ended_at", t.ArrayType(TIME), "when they ended, as in sessions"),
+        ("position", LONG, "the user's events, in the memory and in the window"),
+        ("last_event_time", TIME, "time of the last event"),
+        ("last_session_id", TEXT, "the last session"),
+        ("session_open", t.BooleanType(), "whether, that night, the next event would still have belonged to it"),
+        ("as_of_date", t.DateType(), "partition of the user's newest predictions"),
+        _RUN_ID,
+    ),
+    ("user_bucket",),
+)
+
 DATA_QUALITY = Table(
     "data_quality",
     "One measured check of one run",
@@ -505,6 +565,7 @@ TABLES = {
         EVALUATION,
         PREDICTIONS,
         OUTCOMES,
+        USER_MEMORY,
         DATA_QUALITY,
         RUNS,
         LOCKS,

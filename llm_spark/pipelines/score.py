@@ -1,119 +1,181 @@
-"""score: every user's newest history and the champion -> predictions, outcomes."""
+"""score: the champion, and what came since the last night of each user -> predictions, outcomes, user_memory.
+
+What the model keeps of a user (user_memory) goes on from where it stood: only users with new sessions are read, and of these only what is
+new. Where that cannot be, all histories are replayed from their first event; both ways give the same tables. Predictions are written
+first: user_memory says what both were made from, so that a run killed in between is done again from the same state.
+"""
 
 from __future__ import annotations
 
 import functools
-from datetime import datetime, timedelta
 
-from pyspark.sql import Column
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from llm_spark.config import Config
 from llm_spark.logs import progress
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.as_of import as_of_sessions
 from llm_spark.pipelines.evaluation_window import require_same_vocabulary
-from llm_spark.pipelines.features import require_session_features
-from llm_spark.pipelines.offering import fallback_items, offers_note, offers_of, users_without_history
+from llm_spark.pipelines.offering import fallback_items, users_without_history
 from llm_spark.pipelines.outcome_scoring import outcomes_are_there, write_outcomes
-from llm_spark.pipelines.registry.serving import champion
-from llm_spark.schemas import EVENT_TYPES, PREDICTIONS, SESSIONS, VOCABULARY
-from llm_spark.scoring import RECOMMEND_DDL, recommend
+from llm_spark.pipelines.peak_memory import PeakMemory
+from llm_spark.pipelines.scoring_news import All, News, whom_to_score
+from llm_spark.pipelines.scoring_night import Night
+from llm_spark.schemas import PREDICTIONS, SESSIONS, USER_MEMORY, Table
+from llm_spark.scoring import ADVANCE_DDL, advance
 from llm_spark.tables.warehouse import Warehouse
-from llm_spark.tokens import ABSTAINED, FALLBACK
+from llm_spark.tokens import ABSTAINED, FALLBACK, WITHDRAWN
 from llm_spark.transforms.offers import with_fallback
 from llm_spark.transforms.reasons import with_reasons_named
-from llm_spark.transforms.sequences import latest_histories, tokenized_steps
+from llm_spark.transforms.sessions import user_bucket
 
 
 def score(warehouse: Warehouse, config: Config, account: Account) -> None:
-    """Write the top k next items of every user as of a day, in place of what that day held."""
-    model = champion(warehouse)
-    require_session_features(warehouse, model.config.features, f"model {model.model_id}")
-    with_features = bool(model.config.features)
-    sessions_version = warehouse.version(SESSIONS)
-    sessions = warehouse.read(SESSIONS, sessions_version)
-    as_of = as_of_sessions(sessions, config.as_of).day
-    # Append-only tables: what the model knows are the tokens below its own number of them.
-    vocabulary = warehouse.read(VOCABULARY).where(F.col("token") < model.num_tokens)
-    event_types = warehouse.read(EVENT_TYPES).where(F.col("token") < model.num_event_types)
-    night_time = datetime.combine(as_of + timedelta(days=1), datetime.min.time())
-    offers = offers_of(warehouse, config, model, vocabulary, event_types, night_time, account)
-    origin = {
-        "as_of_date": str(as_of),
-        "model_id": model.model_id,
-        "sessions": warehouse.data_version(SESSIONS, sessions_version),
-        "offers": offers_note(config.score, offers),
-        "reasons": config.score.reasons,
-        "explained": config.score.explained,
-        "max_tokens": config.sequences.max_tokens,
-        "gap_seconds": config.sessionize.gap_seconds,
-        "one_session_a_user": _one_session_a_user(config),
-    }
-    if warehouse.origin(PREDICTIONS) == origin and outcomes_are_there(warehouse, model, origin):
-        account.nothing_to_do = f"predictions as of {as_of} by model {model.model_id} are there already"
+    """Write the top k next items, as of a day, of every user for whom there is news since the last one."""
+    night = Night.of(warehouse, config, account)
+    made = warehouse.origin(USER_MEMORY)
+    has_outcomes = outcomes_are_there(warehouse, night.model, night.origin())
+    if night.is_made(made) and has_outcomes:
+        account.nothing_to_do = f"predictions as of {night.as_of} by model {night.model.model_id} are there already"
         return
-    require_same_vocabulary(warehouse, model)
-    account.begin(f"score every user as of {as_of} by model {model.model_id}")
-    night = F.lit(night_time)
+    require_same_vocabulary(warehouse, night.model)
+    account.begin(f"score the users with news as of {night.as_of} by model {night.model.model_id}")
     with progress("score"):
-        clipped_sessions = model.values.clipped(sessions)
-        all_steps = tokenized_steps(clipped_sessions, vocabulary, event_types, with_features)
-        steps = all_steps.where(F.col("event_time") < night)
-        histories = latest_histories(steps, config.sequences.max_tokens, model.values.fill)
-        inputs = histories.withColumn("session_open", _session_open(config, night))
-        inputs = inputs.select("user_id", *model.config.history_columns, "session_open")
-        kernel = functools.partial(
-            recommend,
-            artifact_path=model.path,
-            offers=offers,
-            batch_rows=config.score.batch_rows,
-            num_reasons=config.score.reasons,
-            num_explained=config.score.explained,
+        work, reason = whom_to_score(night, made)
+        try:
+            if isinstance(work, News) and work.num_touched == 0 and night.is_whole(made) and has_outcomes:
+                account.nothing_to_do = f"no user has news as of {night.as_of}"
+                return
+            peak = PeakMemory(warehouse.spark)
+            scored = _scored(night, work.histories, peak).persist(StorageLevel.DISK_ONLY)
+            lists, states = (scored.where(which) for which in ("rank IS NOT NULL", "rank IS NULL"))
+            _write_predictions(night, work, lists, states, account)
+            _write_outcomes(night, work, states, account)
+            if not night.is_earlier:
+                _write_memory(night, work, states, account)
+            _tell(night, work, states, account, peak, reason)
+            scored.unpersist()
+        finally:
+            work.release()
+
+
+def _scored(night: Night, histories: DataFrame, peak: PeakMemory) -> DataFrame:
+    """Rows of ADVANCE_DDL: of each history its recommendations, and its new state."""
+    config, model = night.config, night.model
+    kernel = functools.partial(
+        advance,
+        artifact_path=model.path,
+        model_id=model.model_id,
+        offers=night.offers,
+        batch_rows=config.score.batch_rows,
+        max_tokens=config.sequences.max_tokens,
+        fills_from_the_past=model.values.fill.looks_back,
+        num_reasons=config.score.reasons,
+        num_explained=config.score.explained,
+    )
+    return histories.mapInArrow(peak.of(kernel), ADVANCE_DDL)
+
+
+def _write_predictions(night: Night, work: All | News, lists: DataFrame, states: DataFrame, account: Account) -> None:
+    """The partition of the day: what stands in it of users without news, the new lists, and a word for each user who has no session any more."""
+    # Every token that the model can recommend is in the vocabulary it was trained with; who gets no recommendation has none.
+    named = lists.join(F.broadcast(night.vocabulary.select("token", "item_id")), "token", "left")
+    offered = with_reasons_named(named, night.vocabulary, night.config.score.reasons)
+    sessions = night.before(night.sessions)
+    strangers = users_without_history(night.warehouse, night.sessions, night.instant)
+    gone = work.without_history(states).where(F.col("user_id").isNotNull())
+    if num_days := night.config.score.fallback_days:
+        popular = fallback_items(
+            sessions, night.model, night.vocabulary, night.offers, night.instant, num_days, account
         )
-        recommended = inputs.mapInArrow(kernel, RECOMMEND_DDL)
-        # Every token that the model can recommend is in the vocabulary it was trained with; who gets no recommendation has none.
-        named = recommended.join(F.broadcast(vocabulary.select("token", "item_id")), "token", "left")
-        offered = with_reasons_named(named, vocabulary, config.score.reasons)
-        if num_days := config.score.fallback_days:
-            popular = fallback_items(sessions, model, vocabulary, offers, night_time, num_days, account)
-            offered = with_fallback(offered, popular, users_without_history(warehouse, sessions, night_time))
-        stamped = offered.withColumns(
-            {
-                "as_of_date": F.lit(as_of),
-                "model_id": F.lit(model.model_id),
-                "sessions_version": F.lit(origin["sessions"]),
-                "scored_at": F.lit(account.started_at),
-                "run_id": F.lit(account.run_id),
-            }
-        )
-        warehouse.replace_where(PREDICTIONS, stamped, f"as_of_date = DATE'{as_of}'", origin)
-    written = warehouse.read(PREDICTIONS).where(F.col("as_of_date") == F.lit(as_of))
-    counted = written.agg(
+        offered = with_fallback(offered, popular, strangers)
+        gone = gone.join(strangers, "user_id", "left_anti")
+    withdrawn = gone.select("user_id", F.lit(1).alias("rank"), F.lit(WITHDRAWN).alias("source"))
+    stamps = {
+        "as_of_date": F.lit(night.as_of),
+        "model_id": F.lit(night.model.model_id),
+        "sessions_version": F.lit(night.origin()["sessions"]),
+        "scored_at": F.lit(account.started_at),
+        "run_id": F.lit(account.run_id),
+    }
+    new_rows = offered.unionByName(withdrawn, allowMissingColumns=True).withColumns(stamps)
+    whole_day = work.kept_predictions(states).unionByName(_in_columns_of(PREDICTIONS, new_rows))
+    night.warehouse.replace_where(PREDICTIONS, whole_day, f"as_of_date = DATE'{night.as_of}'", night.origin())
+    account.wrote(night.warehouse, PREDICTIONS)
+
+
+def _write_outcomes(night: Night, work: All | News, states: DataFrame, account: Account) -> None:
+    """Of all users, those without news included: time that passes in silence tells, too."""
+    columns = [
+        "user_id",
+        *night.model.config.history_columns,
+        "memory",
+        "past",
+        "earlier_tokens",
+        "earlier_event_types",
+    ]
+    inputs = states.select(columns)
+    if isinstance(work, News):
+        memory = night.warehouse.read(USER_MEMORY).join(work.touched.select("user_id"), "user_id", "left_anti")
+        inputs = memory.select(columns).unionByName(inputs)
+    of_the_model = inputs.withColumn("model_id", F.lit(night.model.model_id))
+    write_outcomes(night.warehouse, night.config, account, night.model, of_the_model, night.as_of, night.origin())
+
+
+def _write_memory(night: Night, work: All | News, states: DataFrame, account: Account) -> None:
+    last_event = F.element_at("event_times", -1)
+    new_rows = states.withColumns(
+        {
+            "user_bucket": user_bucket(night.config.sessionize.num_buckets),
+            "model_id": F.lit(night.model.model_id),
+            "position": F.coalesce("past.num_events", F.lit(0)) + F.size("tokens"),
+            "last_event_time": F.timestamp_seconds(last_event),
+            "last_session_id": F.element_at("session_ids", -1),
+            "session_open": night.session_open(last_event),
+            "as_of_date": F.lit(night.as_of),
+            "run_id": F.lit(account.run_id),
+        }
+    )
+    origin = night.origin_of_memory()
+    if isinstance(work, All):
+        night.warehouse.replace(USER_MEMORY, new_rows, origin)
+    else:
+        rows = work.kept_memory().unionByName(_in_columns_of(USER_MEMORY, new_rows))
+        night.warehouse.replace_where(USER_MEMORY, rows, work.parts, origin)
+    account.wrote(night.warehouse, USER_MEMORY)
+
+
+def _in_columns_of(table: Table, rows: DataFrame) -> DataFrame:
+    return rows.select([F.col(field.name).cast(field.dataType) for field in table.schema.fields])
+
+
+def _tell(night: Night, work: All | News, states: DataFrame, account: Account, peak: PeakMemory, reason: str) -> None:
+    of_day = night.warehouse.read(PREDICTIONS).where(F.col("as_of_date") == F.lit(night.as_of))
+    counted = of_day.agg(
         F.count_distinct("user_id").alias("users"),
         F.count("item_id").alias("predictions"),
         F.count_if(F.col("source") == ABSTAINED).alias("abstained"),
         F.count_if((F.col("source") == FALLBACK) & (F.col("rank") == 1)).alias("lists_of_the_fallback"),
+        F.count_if((F.col("source") == WITHDRAWN) & (F.col("run_id") == account.run_id)).alias("withdrawn"),
     ).first()
     assert counted is not None
-    account.rows_in = {"sessions": sessions.count()}
-    account.rows_out = counted.asDict()
-    write_outcomes(warehouse, config, account, model, inputs, as_of, origin)
-    account.read = {SESSIONS.name: sessions_version}
-    account.wrote(warehouse, PREDICTIONS)
-    account.remarks.append(f"as of {as_of}, by model {model.model_id}")
-
-
-def _session_open(config: Config, night: Column) -> Column:
-    """Whether the next event would still belong to the user's last session.
-
-    Where each session is a user of its own there is no next session, so it is always open.
-    """
-    if _one_session_a_user(config):
-        return F.lit(True)
-    last_event = F.element_at("event_times", -1)
-    return F.unix_seconds(night) - last_event <= config.sessionize.gap_seconds
-
-
-def _one_session_a_user(config: Config) -> bool:
-    return config.ingest.columns.session is not None and config.ingest.columns.session == config.ingest.columns.user
+    account.read = {SESSIONS.name: night.sessions_version}
+    account.rows_in = {"sessions": night.sessions.count()}
+    num_scored = states.count()
+    num_replayed = num_scored if isinstance(work, All) else work.num_replayed - counted["withdrawn"]
+    account.rows_out |= {
+        **{name: counted[name] for name in ("users", "predictions", "abstained", "lists_of_the_fallback")},
+        "users advanced": num_scored - num_replayed,
+        "users replayed": num_replayed,
+        "users kept": 0 if isinstance(work, All) else night.warehouse.read(USER_MEMORY).count() - num_scored,
+        "users withdrawn": counted["withdrawn"],
+    }
+    account.remarks.append(f"as of {night.as_of}, by model {night.model.model_id}")
+    if reason:
+        account.remarks.append(f"all histories were replayed: {reason}")
+    if night.is_earlier:
+        account.remarks.append(
+            f"user_memory stays as of {night.newest}: predictions of {night.as_of} alone were written"
+        )
+    account.remarks.append(f"a Python worker took {peak.mib:,} MiB at most")

@@ -10,6 +10,7 @@ Shape suffixes: B rows, L moments, O outcomes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,6 +23,7 @@ from llm_spark.model.history import HistoryBatch
 from llm_spark.scoring.histories import history_batch, like_shaped_slices, with_moments
 from llm_spark.scoring.kernels import loaded_model
 from llm_spark.scoring.reasons import REASONS_TYPE, no_reasons, reason_columns
+from llm_spark.scoring.states import KeptState
 
 FORETELL_DDL = "user_id string, outcome string, value float, reasons array<struct<token: int, weight: float>>"
 
@@ -48,7 +50,8 @@ def foretell(
     """One row for each user and outcome: a probability, or an amount in the unit of the values.
 
     In: user_id, tokens, event_types, values, session_starts, event_times, and features where the model has any, one row a
-    user; and, where given, `asked_at` (epoch seconds): the days count from then on, and the user is known to have done
+    user; the columns of a state (scoring/states.py) where the rows begin with what was kept of a past; and, where given,
+    `asked_at` (epoch seconds): the days count from then on, and the user is known to have done
     nothing since the last event of the row. Not given, they count from that event. Out (FORETELL_DDL): null for a user
     without events; `reasons` are the `num_reasons` past items that raised the outcome's logit or log(1 + amount) most
     (model/explain.py), null where `num_reasons` is 0. Raises UserError when the model foretells no outcome.
@@ -60,6 +63,9 @@ def foretell(
     for batch in batches:
         for rows in like_shaped_slices(batch, batch_rows):
             histories = history_batch(rows, len(model.config.features))
+            if "past" in rows.schema.names:
+                (model_id,) = set(rows.column("model_id").to_pylist())
+                histories = dataclasses.replace(histories, past=KeptState.of_rows(rows, model, model_id).past)
             elapsed_B = _elapsed(rows, histories)
             with torch.inference_mode():
                 values_BO = model.outcomes(histories, elapsed_B).numpy()
@@ -126,4 +132,6 @@ def _elapsed(rows: pa.RecordBatch, histories: HistoryBatch) -> torch.Tensor:
     latest_B = asked_B.copy()
     if filled_B.any():
         latest_B[filled_B] = np.maximum.reduceat(times_N, offsets[:-1][filled_B])
+    if histories.past is not None:
+        latest_B = np.maximum(latest_B, histories.past.latest_time_B.numpy())
     return torch.from_numpy(np.maximum(asked_B - latest_B, 0).astype(np.float32))

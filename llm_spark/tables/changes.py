@@ -1,4 +1,4 @@
-"""What was added to a table between two versions, from the JSON commits of its Delta log (Delta protocol: "Actions")."""
+"""What came into a table, or changed in it, between two versions, from the JSON commits of its Delta log (Delta protocol: "Actions")."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as t
 
 from llm_spark.schemas import Table
+from llm_spark.tables.maintenance import data_files
 from llm_spark.tables.warehouse import Warehouse
 
 _COMMIT = """add struct<path: string, dataChange: boolean, stats: string>, remove struct<path: string, dataChange: boolean>,
@@ -69,3 +70,40 @@ def read_additions(warehouse: Warehouse, table: Table, added: Additions, columns
         if error.getCondition() != "PATH_NOT_FOUND":
             raise
         return None
+
+
+@dataclass(frozen=True)
+class ChangedParts:
+    """Partitions of a table that are not what they were, by the values of its partition columns as the log writes them."""
+
+    version_before: int
+    """The newest version with the old rows."""
+    parts: frozenset[tuple[str, ...]]
+
+
+def changed_parts(warehouse: Warehouse, table: Table, after: int, until: int) -> ChangedParts | None:
+    """The partitions that the commits after version `after`, up to and with `until`, changed, both of whose states can be read.
+
+    None where that cannot be told: the log no longer reaches back, files of the old state are gone by VACUUM, or the table was laid out anew.
+    """
+    log, version_before = warehouse.log(table), until
+    parts: set[tuple[str, ...]] = set()
+    removed: set[str] = set()
+    for version in range(after + 1, until + 1):
+        commit = log.commit(version)
+        if commit is None or any("metaData" in action for action in commit.actions):
+            return None
+        if commit.changed_data:
+            version_before = min(version_before, version - 1)
+        files = [(kind, name, file) for kind in ("add", "remove") for name, file in commit.files(kind)]
+        if version_before < version:
+            removed |= {name for kind, name, _ in files if kind == "remove"}
+        for _, _, file in files:
+            if file.get("dataChange", True):
+                values = file.get("partitionValues") or {}
+                if set(values) != set(table.partition_by):
+                    return None
+                parts.add(tuple(values[column] for column in table.partition_by))
+    if removed - ({file.name for file in data_files(warehouse.spark, warehouse.path(table))} if removed else set()):
+        return None
+    return ChangedParts(version_before, frozenset(parts))

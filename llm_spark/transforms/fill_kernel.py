@@ -22,6 +22,11 @@ class ValueFill:
     rule: str = "keep"
     constant: float = math.nan
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether a missing value may be filled from sessions before its own."""
+        return self.rule in ("forward", "interpolate")
+
     @classmethod
     def of(cls, rule: str) -> ValueFill:
         """From the text of `ingest.missing.value`; reject and drop leave nothing to fill."""
@@ -66,7 +71,7 @@ def fill_values(
     known_again = np.full(len(values), _NEVER, dtype=np.int64)
     if fill.rule == "constant":
         looking_back = np.where(known, values, fill.constant)
-    if fill.rule in ("forward", "interpolate"):
+    if fill.looks_back:
         last_known = np.maximum.accumulate(np.where(known, steps, -1))
         user_start = np.maximum.accumulate(np.where(begins_user, steps, 0))
         looking_back = np.where(last_known >= user_start, values[last_known], np.nan)

@@ -81,6 +81,11 @@ def latest_spans(max_tokens: int) -> SpanChooser:
     return choose
 
 
+def whole_span(times: np.ndarray, session_ends: np.ndarray, session_starts: np.ndarray) -> list[Span]:
+    """One row: all steps."""
+    return [Span(TEST, 0, len(times), len(times))]
+
+
 def _split_ends(rules: HistoryRules, session_ends: np.ndarray, session_starts: np.ndarray) -> tuple[int, int]:
     """Where in the user's steps training and validation end."""
     num_steps = len(session_ends)
@@ -144,8 +149,9 @@ def history_batches(
 
     In, sorted by user, then in the order of the history: user_id, session_id, session_ended_at (timestamp), event_time (timestamp), token,
     event_type (int), value, and `features` (list of numbers, or null) where there are any. Out: user_id, split (int), row_number (of the
-    user's rows in that split), tokens, event_types, values, session_starts, event_times (epoch s), first_target, started_at (timestamp),
-    features (event by event), and outcome_places, outcome_elapsed_seconds, outcome_labels (moment by moment); these four null without any.
+    user's rows in that split), tokens, event_types, values, session_starts, session_ids and sessions_ended_at (session by session),
+    event_times (epoch s), first_target, started_at (timestamp), features (event by event), and outcome_places, outcome_elapsed_seconds,
+    outcome_labels (moment by moment); these four null without any.
     """
     waiting: list[pa.RecordBatch] = []
     for batch in batches:
@@ -230,14 +236,12 @@ def _row_batch(
     starts_in_row = np.add.reduceat(is_start.astype(np.int64), offsets[:-1])
     list_offsets = pa.array(offsets, pa.int32())
     start_offsets = pa.array(np.concatenate([[0], np.cumsum(starts_in_row)]), pa.int32())
-    index = pa.array(gather)
+    index, session_index = pa.array(gather), pa.array(gather[is_start])
     readable = np.array([span.end - span.start if span.split == TRAIN else span.first_target for span in spans])
     row_values = values.at(gather, np.repeat(starts + readable, lengths))
 
     def lists(name: str, kind: pa.DataType) -> pa.ListArray:
-        taken = steps[name].take(index).combine_chunks()
-        taken = taken.chunk(0) if isinstance(taken, pa.ChunkedArray) else taken
-        return pa.ListArray.from_arrays(list_offsets, taken.cast(kind))
+        return pa.ListArray.from_arrays(list_offsets, _taken(steps, name, index).cast(kind))
 
     return pa.RecordBatch.from_pydict(
         {
@@ -248,6 +252,10 @@ def _row_batch(
             "event_types": lists("event_type", pa.int32()),
             "values": pa.ListArray.from_arrays(list_offsets, _floats(row_values)),
             "session_starts": pa.ListArray.from_arrays(start_offsets, pa.array(places[is_start], pa.int32())),
+            "session_ids": pa.ListArray.from_arrays(start_offsets, _taken(steps, "session_id", session_index)),
+            "sessions_ended_at": pa.ListArray.from_arrays(
+                start_offsets, _taken(steps, "session_ended_at", session_index)
+            ),
             "event_times": pa.ListArray.from_arrays(list_offsets, pa.array(times[gather] // 1_000_000, pa.int64())),
             "first_target": pa.array([span.first_target for span in spans], pa.int32()),
             "started_at": steps["event_time"].take(pa.array(starts)).combine_chunks(),
@@ -255,6 +263,11 @@ def _row_batch(
             **_outcome_columns([row.moments for row in rows]),
         }
     )
+
+
+def _taken(steps: pa.Table, name: str, index: pa.Array) -> pa.Array:
+    taken = steps[name].take(index).combine_chunks()
+    return taken.chunk(0) if isinstance(taken, pa.ChunkedArray) else taken
 
 
 def _floats(numbers: np.ndarray) -> pa.Array:
@@ -267,8 +280,7 @@ def _features(steps: pa.Table, index: pa.Array, offsets: np.ndarray) -> pa.Array
     kind = pa.list_(pa.float32())
     if "features" not in steps.column_names:
         return pa.nulls(len(offsets) - 1, kind)
-    taken = steps["features"].take(index).combine_chunks()
-    taken = taken.chunk(0) if isinstance(taken, pa.ChunkedArray) else taken
+    taken = _taken(steps, "features", index)
     numbers = taken.flatten().cast(pa.float32())
     num_features = len(numbers) // max(1, len(taken))
     return pa.ListArray.from_arrays(pa.array(offsets * num_features, pa.int32()), numbers)

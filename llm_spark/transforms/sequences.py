@@ -14,14 +14,14 @@ from llm_spark.config.outcomes import AMOUNT
 from llm_spark.schemas import SPLITS
 from llm_spark.tokens import UNKNOWN_TOKEN
 from llm_spark.transforms.fill_kernel import KEEP, ValueFill
-from llm_spark.transforms.history_kernel import HistoryRules, SpanChooser, history_batches, latest_spans, split_spans
+from llm_spark.transforms.history_kernel import HistoryRules, SpanChooser, history_batches, split_spans, whole_span
 from llm_spark.transforms.identity import stable_id
 from llm_spark.transforms.outcome_kernel import OutcomeRule, OutcomeRules
 from llm_spark.transforms.splits import SplitTimes
 
 _KERNEL_OUTPUT = """user_id string, split int, row_number int, tokens array<int>, event_types array<int>, values array<float>,
-session_starts array<int>, event_times array<bigint>, first_target int, started_at timestamp, features array<float>,
-outcome_places array<int>, outcome_elapsed_seconds array<bigint>, outcome_labels array<float>"""
+session_starts array<int>, session_ids array<string>, sessions_ended_at array<timestamp>, event_times array<bigint>, first_target int,
+started_at timestamp, features array<float>, outcome_places array<int>, outcome_elapsed_seconds array<bigint>, outcome_labels array<float>"""
 _HISTORY_COLUMNS = (
     "tokens",
     "event_types",
@@ -135,9 +135,10 @@ def outcome_rules(
     return OutcomeRules(rules, (_micros(times.train_until), _micros(times.validation_until), _micros(newest)))
 
 
-def latest_histories(steps: DataFrame, max_tokens: int, fill: ValueFill = KEEP) -> DataFrame:
-    """One row a user: the newest `max_tokens` steps."""
-    return _histories(steps, latest_spans(max_tokens), fill).select("user_id", *_HISTORY_COLUMNS)
+def whole_histories(steps: DataFrame, fill: ValueFill = KEEP) -> DataFrame:
+    """One row a user: all steps, and of each session its id and when it ended."""
+    sessions = ("session_ids", "sessions_ended_at")
+    return _histories(steps, whole_span, fill).select("user_id", *_HISTORY_COLUMNS, *sessions)
 
 
 def _micros(time: datetime) -> int:

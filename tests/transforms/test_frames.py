@@ -10,11 +10,7 @@ from pyspark.sql import functions as F
 
 from llm_spark.config import SequencesConfig, SessionizeConfig
 from llm_spark.transforms.as_of import sessions_before
-from llm_spark.transforms.sequences import (
-    latest_histories,
-    sequences,
-    tokenized_steps,
-)
+from llm_spark.transforms.sequences import sequences, tokenized_steps, whole_histories
 from llm_spark.transforms.sessions import sessionize
 from llm_spark.transforms.splits import SplitTimes, split_time_quantiles
 from llm_spark.transforms.vocabulary import item_counts, new_tokens
@@ -118,12 +114,17 @@ def test_sequences_are_cut_by_time_and_unknown_items_stay_unknown(spark: SparkSe
     assert len({row["sequence_id"] for row in rows}) == 4
 
 
-def test_the_latest_history_of_each_user_is_its_newest_tokens(spark: SparkSession) -> None:
-    rows = latest_histories(steps_of(spark), 3).collect()
-    assert sorted((row["user_id"], row["tokens"], row["session_starts"]) for row in rows) == [
-        ("u", [1, 2, 2], [0, 1]),
-        ("v", [2, 3], [0]),
-    ]
+def test_the_whole_history_of_each_user_names_its_sessions_in_the_order_of_their_ends(spark: SparkSession) -> None:
+    steps = steps_of(spark)
+    rows = {row["user_id"]: row for row in whole_histories(steps).collect()}
+    assert {user: (row["tokens"], row["session_starts"]) for user, row in rows.items()} == {
+        "u": ([2, 3, 1, 2, 2], [0, 2, 3]),
+        "v": ([2, 3], [0]),
+    }
+    ends = {row["session_id"]: row["session_ended_at"] for row in steps.collect()}
+    for row in rows.values():
+        assert row["sessions_ended_at"] == [ends[session] for session in row["session_ids"]]
+        assert row["sessions_ended_at"] == sorted(row["sessions_ended_at"])
 
 
 def test_split_times_leave_the_configured_shares_of_events_after_them(spark: SparkSession) -> None:

@@ -1,0 +1,169 @@
+"""Whom a night of scoring is about: all users, or those with news since the night that user_memory was made on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from llm_spark.pipelines.scoring_night import Night, end_of
+from llm_spark.schemas import PREDICTIONS, SESSIONS, USER_MEMORY
+from llm_spark.tables.changes import changed_parts
+from llm_spark.tokens import WITHDRAWN
+from llm_spark.transforms.as_of import sessions_before
+from llm_spark.transforms.sequences import whole_histories
+from llm_spark.transforms.session_changes import kept_steps, session_changes, touched_users
+from llm_spark.transforms.sessions import user_bucket
+
+_PAST_COLUMNS = ("model_id", "memory", "past", "earlier_tokens", "earlier_event_types")
+
+
+@dataclass(frozen=True)
+class All:
+    """Every user, from his first event on."""
+
+    night: Night
+    histories: DataFrame
+
+    def kept_predictions(self, states: DataFrame) -> DataFrame:
+        """Of the day's rows those that stay: on an earlier day, that a user had no session any more; what came after says whether he has."""
+        of_day = _predictions(self.night).where(F.col("as_of_date") == F.lit(self.night.as_of))
+        stays = F.lit(self.night.is_earlier) & (F.col("source") == WITHDRAWN)
+        return of_day.where(stays).join(states.select("user_id"), "user_id", "left_anti").select(of_day.columns)
+
+    def without_history(self, states: DataFrame) -> DataFrame:
+        """Users who have predictions and no session any more: user_id."""
+        before = _predictions(self.night).where(F.col("as_of_date") < F.lit(self.night.as_of))
+        newest = before.groupBy("user_id").agg(F.max(F.struct("as_of_date", "source"))["source"].alias("source"))
+        known = newest.where(~F.col("source").eqNullSafe(WITHDRAWN) & ~F.lit(self.night.is_earlier))
+        return known.select("user_id").join(states.select("user_id"), "user_id", "left_anti")
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(frozen=True)
+class News:
+    """The users whose sessions changed, or whose last session has closed; held in Spark's cache until `release`."""
+
+    night: Night
+    histories: DataFrame
+    """Of each the steps since his past, and the past; of a user who is replayed, all steps."""
+    touched: DataFrame
+    changes: DataFrame
+    num_touched: int
+    num_replayed: int
+    parts: str
+    """The parts of user_memory that hold them, a predicate."""
+
+    def kept_predictions(self, states: DataFrame) -> DataFrame:
+        """Of the day's rows those that stay: of users without news, as far as user_memory knows of them. Others are of a run that was killed."""
+        of_day = _predictions(self.night).where(F.col("as_of_date") == F.lit(self.night.as_of))
+        untouched = of_day.join(self.touched.select("user_id"), "user_id", "left_anti")
+        memory = self.night.warehouse.read(USER_MEMORY)
+        known = memory.select("user_id", F.col("as_of_date").alias("newest_date"))
+        both = untouched.join(known, "user_id", "left")
+        of_known = F.col("newest_date") == F.lit(self.night.as_of)
+        of_gone = F.col("newest_date").isNull() & (F.col("source") == WITHDRAWN)
+        return both.where(F.coalesce(of_known | of_gone, F.lit(False))).select(of_day.columns)
+
+    def kept_memory(self) -> DataFrame:
+        """Of the parts' rows those that stay."""
+        memory = self.night.warehouse.read(USER_MEMORY)
+        untouched = memory.where(self.parts).join(self.touched.select("user_id"), "user_id", "left_anti")
+        return untouched.select(USER_MEMORY.schema.names)
+
+    def without_history(self, states: DataFrame) -> DataFrame:
+        replayed = self.touched.where("is_replayed").select("user_id")
+        return replayed.join(states.select("user_id"), "user_id", "left_anti")
+
+    def release(self) -> None:
+        self.touched.unpersist()
+        self.changes.unpersist()
+
+
+def whom_to_score(night: Night, made: dict[str, Any] | None) -> tuple[All | News, str]:
+    """The users with news since user_memory was `made`; or all, and why."""
+    reason = night.why_all(made)
+    if not reason and made is not None:
+        news = _news(night, made)
+        if isinstance(news, News):
+            return news, ""
+        reason = news
+    return All(night, _inputs(night, night.steps(night.before(night.sessions)))), reason
+
+
+def _news(night: Night, made: dict[str, Any]) -> News | str:
+    """What is new since user_memory was `made`, or why that cannot be told."""
+    warehouse = night.warehouse
+    changed = changed_parts(warehouse, SESSIONS, made["sessions"], night.sessions_version)
+    if changed is None:
+        return f"what changed in sessions since v{made['sessions']} cannot be told"
+    last_night = end_of(date.fromisoformat(made["as_of_date"]))
+    # Later events were left out then, and may be let in now, wherever they lie.
+    looked_at = F.col("ended_at") >= F.lit(last_night)
+    if changed.parts:
+        months, buckets = ({part[place] for part in changed.parts} for place in range(2))
+        in_month = F.col("started_month").isin([date.fromisoformat(month) for month in sorted(months)])
+        looked_at |= in_month & F.col("user_bucket").isin([int(bucket) for bucket in sorted(buckets)])
+    old_sessions = warehouse.read(SESSIONS, changed.version_before).where(looked_at)
+    changes = session_changes(
+        sessions_before(old_sessions, last_night), night.before(night.sessions.where(looked_at))
+    ).persist(StorageLevel.MEMORY_AND_DISK)
+    memory = warehouse.read(USER_MEMORY)
+    has_closed = ~night.session_open(F.unix_seconds("last_event_time"))
+    touched = touched_users(changes, memory, has_closed)
+    touched = touched.withColumn("user_bucket", user_bucket(night.config.sessionize.num_buckets))
+    touched = touched.persist(StorageLevel.MEMORY_AND_DISK)
+    counts = touched.groupBy("user_bucket").agg(
+        F.count("*").alias("num_users"), F.count_if("is_replayed").alias("num_replayed")
+    )
+    by_bucket = {row["user_bucket"]: row for row in counts.collect()}
+    replayed_in = sorted(bucket for bucket, row in by_bucket.items() if row["num_replayed"])
+    return News(
+        night,
+        _advanced(night, touched, changes, memory, replayed_in),
+        touched,
+        changes,
+        sum(row["num_users"] for row in by_bucket.values()),
+        sum(row["num_replayed"] for row in by_bucket.values()),
+        f"user_bucket IN ({', '.join(map(str, sorted(by_bucket))) or 'NULL'})",
+    )
+
+
+def _advanced(
+    night: Night, touched: DataFrame, changes: DataFrame, memory: DataFrame, replayed_in: list[int]
+) -> DataFrame:
+    """The touched users' histories since their pasts, and these; `replayed_in` are the buckets of users who have none any more."""
+    advanced = touched.where(~F.col("is_replayed")).select("user_id", "gone_ids")
+    new_sessions = changes.where("is_there").select(night.sessions.columns)
+    new_sessions = new_sessions.join(advanced.select("user_id"), "user_id", "left_semi")
+    if replayed_in:
+        whole = night.before(night.sessions.where(F.col("user_bucket").isin(replayed_in)))
+        replayed = touched.where("is_replayed").select("user_id")
+        new_sessions = new_sessions.unionByName(
+            whole.join(replayed, "user_id", "left_semi").select(new_sessions.columns)
+        )
+    states = memory.join(advanced, "user_id", "inner")
+    steps = night.steps(new_sessions).unionByName(kept_steps(states, len(night.model.config.features)))
+    return _inputs(night, steps).join(states.select("user_id", *_PAST_COLUMNS), "user_id", "left")
+
+
+def _inputs(night: Night, steps: DataFrame) -> DataFrame:
+    """What the kernel takes of each user's steps."""
+    histories = whole_histories(steps, night.model.values.fill)
+    is_open = night.session_open(F.element_at("event_times", -1))
+    columns = [*night.model.config.history_columns, "session_ids", "sessions_ended_at"]
+    return histories.select("user_id", *columns, is_open.alias("session_open"))
+
+
+def _predictions(night: Night) -> DataFrame:
+    """The table as it is; where an earlier version of this program made it, with the columns that it lacks."""
+    rows = night.warehouse.read_or_empty(PREDICTIONS)
+    lacking = [field for field in PREDICTIONS.schema.fields if field.name not in rows.columns]
+    columns = {field.name: F.lit(None).cast(field.dataType) for field in lacking}
+    return rows.withColumns(columns).select(PREDICTIONS.schema.names)
