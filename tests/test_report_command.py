@@ -23,7 +23,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
         stages.append((name, options | {"num_users": loaded.report.num_users}))
 
     monkeypatch.setattr(cli, "_with_spark", without_spark)
-    monkeypatch.setattr("llm_spark.pipelines.stages.run_stage", note)
+    monkeypatch.setattr("llm_spark.pipelines.night.run_by_hand", note)
     return stages
 
 

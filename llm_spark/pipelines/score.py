@@ -166,10 +166,10 @@ def _tell(night: Night, work: All | News, states: DataFrame, account: Account, p
     num_replayed = num_scored if isinstance(work, All) else work.num_replayed - counted["withdrawn"]
     account.rows_out |= {
         **{name: counted[name] for name in ("users", "predictions", "abstained", "lists_of_the_fallback")},
-        "users advanced": num_scored - num_replayed,
-        "users replayed": num_replayed,
-        "users kept": 0 if isinstance(work, All) else night.warehouse.read(USER_MEMORY).count() - num_scored,
-        "users withdrawn": counted["withdrawn"],
+        "users_advanced": num_scored - num_replayed,
+        "users_replayed": num_replayed,
+        "users_kept": 0 if isinstance(work, All) else night.warehouse.read(USER_MEMORY).count() - num_scored,
+        "users_withdrawn": counted["withdrawn"],
     }
     account.remarks.append(f"as of {night.as_of}, by model {night.model.model_id}")
     if reason:

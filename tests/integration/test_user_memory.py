@@ -252,13 +252,13 @@ def test_three_nights_with_late_events_give_what_one_replay_gives(shop: Shop, re
 
 def test_the_account_says_who_was_advanced_replayed_and_kept(shop: Shop) -> None:
     first, second = shop.accounts[:2]
-    assert first.rows_out["users replayed"] == first.rows_out["users"]
+    assert first.rows_out["users_replayed"] == first.rows_out["users"]
     assert any("nothing is kept of any user yet" in remark for remark in first.remarks)
     # Replayed are the one rewritten early and the one joined; the one who left is withdrawn.
-    assert second.rows_out["users withdrawn"] == 1
-    assert second.rows_out["users replayed"] == 2
-    assert second.rows_out["users advanced"] >= 3
-    assert second.rows_out["users kept"] >= 1
+    assert second.rows_out["users_withdrawn"] == 1
+    assert second.rows_out["users_replayed"] == 2
+    assert second.rows_out["users_advanced"] >= 3
+    assert second.rows_out["users_kept"] >= 1
     assert any("a Python worker took" in remark for remark in second.remarks)
 
 
@@ -347,4 +347,4 @@ def test_a_newly_promoted_model_replays_all_and_shares_no_memory_with_the_one_be
     assert any("m2 is champion" in remark for remark in account.remarks)
     assert {row["model_id"] for row in copied.memory().values()} == {"m2"}
     assert {row["model_id"] for row in copied.current().values()} == {"m2"}
-    assert account.rows_out["users replayed"] == len(copied.memory())
+    assert account.rows_out["users_replayed"] == len(copied.memory())
