@@ -2,7 +2,8 @@
 
 Users of the simulator with untrained weights of the default network, one thread, no Spark. In turns within one run:
 
-    ours        the kernel `recommend` over Arrow batches of 10,000 users, as Spark hands them to a worker
+    ours        the kernel `advance` over Arrow batches of 10,000 users, as Spark hands them to a worker, from their first event on; it
+                also makes their new states
     naive_loop  the same network over the same users, 256 at a time as they come, padded (naive_scoring.py)
 
 Lists and scores of both are compared. `naive_loop` is the median over turns of its time over ours; above 1 ours is faster.
@@ -31,7 +32,7 @@ from llm_spark.config import ModelConfig, SparkConfig
 from llm_spark.model.artifact import load_artifact, save_content, save_manifest
 from llm_spark.model.network import NextEventModel
 from llm_spark.pipelines.stages import run_stage
-from llm_spark.scoring import recommend
+from llm_spark.scoring import advance
 from llm_spark.scoring.histories import history_batch
 from llm_spark.scoring.offers import Offers
 from llm_spark.simulation import SimulationConfig
@@ -45,6 +46,7 @@ K = 10
 BATCH_ROWS = 256
 ARROW_ROWS = 10_000
 """spark.sql.execution.arrow.maxRecordsPerBatch"""
+MAX_TOKENS = 500
 TOLERANCE = 1e-3
 
 
@@ -67,7 +69,16 @@ def untrained_artifact(folder: str, histories: SimulatedHistories) -> str:
 
 def ours(path: str, users: pa.RecordBatch) -> Lists:
     arrow_batches = (users.slice(first, ARROW_ROWS) for first in range(0, users.num_rows, ARROW_ROWS))
-    found = pa.Table.from_batches(recommend(arrow_batches, artifact_path=path, offers=Offers(K), batch_rows=BATCH_ROWS))
+    kernel = advance(
+        arrow_batches,
+        artifact_path=path,
+        model_id="m1",
+        offers=Offers(K),
+        batch_rows=BATCH_ROWS,
+        max_tokens=MAX_TOKENS,
+        fills_from_the_past=False,
+    )
+    found = pa.Table.from_batches(batch for batch in kernel if batch.column("rank").null_count == 0)
     place = {user: place for place, user in enumerate(users.column("user_id").to_pylist())}
     user = np.array([place[name] for name in found.column("user_id").to_pylist()])
     rank = found.column("rank").to_numpy() - 1
@@ -75,6 +86,16 @@ def ours(path: str, users: pa.RecordBatch) -> Lists:
     scores = np.zeros((users.num_rows, K))
     tokens[user, rank], scores[user, rank] = found.column("token").to_numpy(), found.column("score").to_numpy()
     return Lists(tokens, scores)
+
+
+def with_sessions_named(users: pa.RecordBatch) -> pa.RecordBatch:
+    """With the ids of the sessions and their ends, as the stage hands them to the kernel."""
+    starts, times = users.column("session_starts").to_pylist(), users.column("event_times").to_pylist()
+    names = [[str(place) for place in range(len(of_user))] for of_user in starts]
+    last_events = [[*(place - 1 for place in of_user[1:]), -1] for of_user in starts]
+    ends = [[of[place] * 1_000_000 for place in last] for of, last in zip(times, last_events, strict=True)]
+    named = users.append_column("session_ids", pa.array(names, pa.list_(pa.string())))
+    return named.append_column("sessions_ended_at", pa.array(ends, pa.list_(pa.timestamp("us", tz="UTC"))))
 
 
 def naive(path: str, users: pa.RecordBatch) -> Lists:
@@ -122,7 +143,7 @@ def main() -> None:
         SimulationConfig(num_users=num_users, num_items=num_items, items_per_intent=num_items * 3 // 20)
     )
     users = histories.held_out.combine_chunks().to_batches()[0]
-    users = users.take(pa.array(np.random.default_rng(0).permutation(users.num_rows)))
+    users = with_sessions_named(users.take(pa.array(np.random.default_rng(0).permutation(users.num_rows))))
     seconds: dict[str, list[float]] = {"ours": [], "naive_loop": []}
     with tempfile.TemporaryDirectory() as folder:
         path = untrained_artifact(folder, histories)
