@@ -17,3 +17,7 @@ class DataError(UserError):
     """The data did not pass a gate; the tables that stood before still stand."""
 
     exit_code = 3
+
+
+class Refusal(DataError):
+    """The stage did all it could, and something of what it judged did not pass: a model at the gate, a file that cannot be read."""

@@ -6,7 +6,7 @@ STAGES = {
     "sequences": "sessions -> vocabulary, sequences",
     "train": "sequences -> a model",
     "evaluate": "the model on the test sequences -> evaluation",
-    "score": "every user's next items -> predictions, user_memory",
+    "score": "next items of the users with news -> predictions, outcomes, user_memory",
     "drift": "the newest day against earlier weeks -> data_quality, advice on training",
     "report": "all of this on one HTML page -> reports/report-<date>.html",
 }

@@ -74,7 +74,7 @@ def _known(night: Night, training: Training) -> Iterator[tuple[str, str]]:
     warehouse, config = night.warehouse, night.config
     yield "training", f"{training.action}: {training.reason}"
     stages = {"sequences": config, "train": training.config(config)} if training.is_due else {}
-    if night.has_challenger() or (training.is_due and not config.gate.enabled):
+    if night.has_challenger() or training.is_due:
         stages["evaluate"] = config
     stages |= {"score": config, "report": config}
     follows = ""

@@ -9,6 +9,8 @@ already there, or files that are done. A file that is not the same after it was 
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
@@ -29,6 +31,9 @@ from llm_spark.transforms.identity import stable_id
 _WRITER = "llm_spark.ingest"
 
 
+_CLOCK_TOLERANCE = timedelta(hours=1)
+
+
 def ingest(warehouse: Warehouse, config: Config, account: Account) -> None:
     """Read the files not yet ingested; each record becomes an event, a rejected record with a reason, or is counted as a duplicate.
 
@@ -44,6 +49,7 @@ def ingest(warehouse: Warehouse, config: Config, account: Account) -> None:
     if not files:
         account.nothing_to_do = "every file is ingested already"
         return
+    _require_clock(account)
     account.begin(f"read {len(files):,} new or changed files, the first '{files[0].uri}'")
     turn = warehouse.last_turn(EVENTS, _WRITER)
     with progress(f"ingest: reading {len(files)} files"):
@@ -60,6 +66,15 @@ def ingest(warehouse: Warehouse, config: Config, account: Account) -> None:
         batch.release()
     account.wrote(warehouse, EVENTS, EVENTS_REJECTED, INGESTED_FILES)
     _refuse_unreadable(batch, account)
+
+
+def _require_clock(account: Account) -> None:
+    """A run is told as later than the ones before; by a clock that is far behind, today's events would lie in the future, and be rejected."""
+    behind = account.started_at - datetime.now(UTC).replace(tzinfo=None)
+    if behind > _CLOCK_TOLERANCE:
+        raise UserError(
+            f"the clock of this machine is {behind} behind the newest run: set it, then run ingest again; no file was read"
+        )
 
 
 def _not_yet_ingested(warehouse: Warehouse, files: list[RawFile]) -> list[RawFile]:

@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from llm_spark.config import IngestConfig
-from llm_spark.errors import DataError, UserError
+from llm_spark.errors import DataError, Refusal, UserError
 from llm_spark.logs import log
 from llm_spark.pipelines.ingest_mapping import judged_records
 from llm_spark.schemas import EVENTS
@@ -159,9 +159,7 @@ def _nowhere_stored(records: DataFrame) -> DataFrame:
 
 def _nothing_left(files: list[RawFile], unreadable: list[UnreadableFileError]) -> DataError:
     if unreadable:
-        return DataError(
-            f"none of the {len(files)} files can be read, the first {unreadable[0]}: repair or remove them"
-        )
+        return Refusal(f"none of the {len(files)} files can be read, the first {unreadable[0]}: repair or remove them")
     return DataError(
         f"all {len(files)} files changed while they were read, '{files[0].path}' the first: run ingest again when they are whole"
     )

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from llm_spark.config import Config
-from llm_spark.errors import DataError
+from llm_spark.errors import DataError, Refusal
 from llm_spark.logs import log
 from llm_spark.pipelines.account import DONE, FAILED, REFUSED, Account
 from llm_spark.pipelines.as_of import AsOf, as_of_sessions
 from llm_spark.pipelines.clock import begin_run
 from llm_spark.pipelines.registry.aliases import GATE, Model, read_models
-from llm_spark.pipelines.stages import Refusal, as_of_date, one_line, run_stage
+from llm_spark.pipelines.stages import as_of_date, one_line, run_stage
 from llm_spark.schemas import SEQUENCES, SESSIONS
 from llm_spark.tables.lease import Lease, held, held_by_nobody
 from llm_spark.tables.warehouse import Warehouse
@@ -54,7 +54,7 @@ class Night:
             if not goes_on_refused:
                 raise
             log.warning("%s: %s", stage, refusal)
-        except Exception as error:
+        except BaseException as error:
             self.steps[stage] = f"{REFUSED if isinstance(error, DataError) else FAILED}: {one_line(error)}"
             raise
 
@@ -84,6 +84,11 @@ class Night:
         version = model.json("table_versions").get(SEQUENCES.name)
         now = self.warehouse.data_version(SEQUENCES)
         return version is not None and version >= now
+
+    def refused_files(self) -> str:
+        """What ingest said against files that it could not read; empty where it did not. All others are ingested."""
+        said = self.steps.get("ingest", "")
+        return said.removeprefix(f"{REFUSED}: ") if said.startswith(f"{REFUSED}: ") else ""
 
     def finish(self, why: str) -> None:
         """Say what the night came to."""

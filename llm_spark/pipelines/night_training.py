@@ -53,8 +53,12 @@ class Training:
 def recorded_training(night: Night) -> Training | None:
     """What was decided for this day, these sessions and this rule; None where nothing was."""
     key = _key(night.warehouse, night.config.nightly.train)
+    row = read_models(night.warehouse).champion
+    can_score = row is not None and not objection_to(night.warehouse, row)
     for made in reversed(_decisions(night.warehouse)):
-        if made["day"] == str(night.as_of.day) and made["key"] == key:
+        # Not to train was decided for the sake of a champion that could score.
+        stands = made["action"] != NONE or can_score
+        if made["day"] == str(night.as_of.day) and made["key"] == key and stands:
             return Training(made["action"], made["reason"])
     return None
 
@@ -83,6 +87,9 @@ def due_training(warehouse: Warehouse, config: Config, day: date, night: datetim
             NONE,
             f"champion {row.model_id} was chosen on events up to {known_until}, later than this night: it knows what came after",
         )
+    later = [made["day"] for made in _decisions(warehouse) if made["action"] != NONE and made["day"] > str(day)]
+    if later:
+        return Training(NONE, f"the night of {max(later)} has trained on later events than this one has")
     if rule == NEVER:
         return Training(NONE, "nightly.train is never")
     if rule == ALWAYS:

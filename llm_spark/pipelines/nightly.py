@@ -17,11 +17,11 @@ from llm_spark.tables.warehouse import Warehouse
 def nightly(warehouse: Warehouse, config: Config) -> None:
     """Take the warehouse through one night. Safe to repeat and to kill: a further run goes on where this one stopped.
 
-    A step that fails ends the night, and what was served is served on. A model that the gate refuses does not: the champion scores, the page
-    tells, and then DataError says why. UserError naming the other where another night is under way.
+    A step that fails ends the night, and what was served is served on. A model that the gate refuses, or a file that cannot be read, does not:
+    the night goes on with what it has, the page tells, and then DataError says why. UserError naming the other where another night is under way.
     """
     with one_night(warehouse, config) as night:
-        night.step("ingest")
+        night.step("ingest", goes_on_refused=True)
         night.step("sessionize")
         night.settle_day()
         training = recorded_training(night)
@@ -33,10 +33,10 @@ def nightly(warehouse: Warehouse, config: Config) -> None:
             night.step("train", training.config(night.config))
         if night.has_challenger() or (training.is_due and not config.gate.enabled):
             night.step("evaluate", goes_on_refused=True)
-        refusal = night.refused_model() if training.is_due else ""
-        if night.has_champion() or not refusal:
+        refused_model = night.refused_model() if training.is_due else ""
+        if night.has_champion() or not refused_model:
             night.step("score")
         night.step("report")
         night.finish(training.reason)
-        if refusal:
-            raise DataError(refusal)
+        if refusals := [refusal for refusal in (night.refused_files(), refused_model) if refusal]:
+            raise DataError("; and ".join(refusals))

@@ -101,9 +101,10 @@ def fallback_items(
 
 def users_without_history(warehouse: Warehouse, sessions: DataFrame, night: datetime) -> DataFrame:
     """(user_id): those whose sessions before the night were all set aside, and null, which stands for anybody who comes for the first time."""
-    set_aside = warehouse.read_or_empty(SESSIONS_SET_ASIDE)
     newcomer = warehouse.spark.createDataFrame([(None,)], "user_id string").coalesce(1)
-    return users_set_aside(set_aside, sessions, night).unionByName(newcomer)
+    if not warehouse.exists(SESSIONS_SET_ASIDE):
+        return newcomer
+    return users_set_aside(warehouse.read(SESSIONS_SET_ASIDE), sessions, night).unionByName(newcomer)
 
 
 def _had_by(excluded_types: Sequence[str] | None, event_types: DataFrame) -> frozenset[int] | None:

@@ -46,7 +46,11 @@ def write_outcomes(
         return
     with progress("score: outcomes"):
         kernel = functools.partial(
-            foretell, artifact_path=model.path, batch_rows=config.score.batch_rows, num_reasons=config.score.reasons
+            foretell,
+            artifact_path=model.path,
+            batch_rows=config.score.batch_rows,
+            num_reasons=config.score.reasons,
+            model_id=model.model_id,
         )
         night = datetime.combine(as_of + timedelta(days=1), datetime.min.time())
         asked = inputs.withColumn("asked_at", F.unix_seconds(F.lit(night)))

@@ -1,7 +1,7 @@
 """score: the champion, and what came since the last night of each user -> predictions, outcomes, user_memory.
 
-What the model keeps of a user (user_memory) goes on from where it stood: only users with new sessions are read, and of these only what is
-new. Where that cannot be, all histories are replayed from their first event; both ways give the same tables. Predictions are written
+What the model keeps of a user (user_memory) goes on from where it stood: only users with new sessions are scored, and of these only what
+is new is read. Where that cannot be, all histories are replayed from their first event; both ways give the same tables. Predictions are written
 first: user_memory says what both were made from, so that a run killed in between is done again from the same state.
 """
 
@@ -40,21 +40,24 @@ def score(warehouse: Warehouse, config: Config, account: Account) -> None:
         account.nothing_to_do = f"predictions as of {night.as_of} by model {night.model.model_id} are there already"
         return
     require_same_vocabulary(warehouse, night.model)
-    account.begin(f"score the users with news as of {night.as_of} by model {night.model.model_id}")
+    account.begin(f"score as of {night.as_of} by model {night.model.model_id}")
     with progress("score"):
         work, reason = whom_to_score(night, made)
         try:
-            if isinstance(work, News) and work.num_touched == 0 and night.is_whole(made) and has_outcomes:
+            is_silent = isinstance(work, News) and work.num_touched == 0 and not config.score.fallback_days
+            if is_silent and night.is_whole(made) and has_outcomes:
                 account.nothing_to_do = f"no user has news as of {night.as_of}"
                 return
             peak = PeakMemory(warehouse.spark)
             scored = _scored(night, work.histories, peak).persist(StorageLevel.DISK_ONLY)
             lists, states = (scored.where(which) for which in ("rank IS NOT NULL", "rank IS NULL"))
+            # Before anything is written: a write of what these were made from lets Spark forget them, and they would be made twice.
+            counts = work.counts(states)
             _write_predictions(night, work, lists, states, account)
             _write_outcomes(night, work, states, account)
             if not night.is_earlier:
                 _write_memory(night, work, states, account)
-            _tell(night, work, states, account, peak, reason)
+            _tell(night, counts, account, peak, reason)
             scored.unpersist()
         finally:
             work.release()
@@ -82,15 +85,15 @@ def _write_predictions(night: Night, work: All | News, lists: DataFrame, states:
     # Every token that the model can recommend is in the vocabulary it was trained with; who gets no recommendation has none.
     named = lists.join(F.broadcast(night.vocabulary.select("token", "item_id")), "token", "left")
     offered = with_reasons_named(named, night.vocabulary, night.config.score.reasons)
-    sessions = night.before(night.sessions)
-    strangers = users_without_history(night.warehouse, night.sessions, night.instant)
-    gone = work.without_history(states).where(F.col("user_id").isNotNull())
+    kept, gone = work.kept_predictions(states), work.without_history(states).where(F.col("user_id").isNotNull())
     if num_days := night.config.score.fallback_days:
         popular = fallback_items(
-            sessions, night.model, night.vocabulary, night.offers, night.instant, num_days, account
+            night.sessions, night.model, night.vocabulary, night.offers, night.instant, num_days, account
         )
+        without_events = users_without_history(night.warehouse, night.sessions, night.instant)
+        strangers = without_events.unionByName(work.strangers())
         offered = with_fallback(offered, popular, strangers)
-        gone = gone.join(strangers, "user_id", "left_anti")
+        kept, gone = (rows.join(strangers, "user_id", "left_anti") for rows in (kept, gone))
     withdrawn = gone.select("user_id", F.lit(1).alias("rank"), F.lit(WITHDRAWN).alias("source"))
     stamps = {
         "as_of_date": F.lit(night.as_of),
@@ -100,7 +103,8 @@ def _write_predictions(night: Night, work: All | News, lists: DataFrame, states:
         "run_id": F.lit(account.run_id),
     }
     new_rows = offered.unionByName(withdrawn, allowMissingColumns=True).withColumns(stamps)
-    whole_day = work.kept_predictions(states).unionByName(_in_columns_of(PREDICTIONS, new_rows))
+    new_rows = new_rows.join(work.served(), "user_id", "left_anti")
+    whole_day = kept.unionByName(_in_columns_of(PREDICTIONS, new_rows))
     night.warehouse.replace_where(PREDICTIONS, whole_day, f"as_of_date = DATE'{night.as_of}'", night.origin())
     account.wrote(night.warehouse, PREDICTIONS)
 
@@ -115,12 +119,11 @@ def _write_outcomes(night: Night, work: All | News, states: DataFrame, account: 
         "earlier_tokens",
         "earlier_event_types",
     ]
-    inputs = states.select(columns)
+    inputs = states.select(*columns, F.lit(night.model.model_id).alias("model_id"))
     if isinstance(work, News):
         memory = night.warehouse.read(USER_MEMORY).join(work.touched.select("user_id"), "user_id", "left_anti")
-        inputs = memory.select(columns).unionByName(inputs)
-    of_the_model = inputs.withColumn("model_id", F.lit(night.model.model_id))
-    write_outcomes(night.warehouse, night.config, account, night.model, of_the_model, night.as_of, night.origin())
+        inputs = memory.select(*columns, "model_id").unionByName(inputs)
+    write_outcomes(night.warehouse, night.config, account, night.model, inputs, night.as_of, night.origin())
 
 
 def _write_memory(night: Night, work: All | News, states: DataFrame, account: Account) -> None:
@@ -150,27 +153,19 @@ def _in_columns_of(table: Table, rows: DataFrame) -> DataFrame:
     return rows.select([F.col(field.name).cast(field.dataType) for field in table.schema.fields])
 
 
-def _tell(night: Night, work: All | News, states: DataFrame, account: Account, peak: PeakMemory, reason: str) -> None:
+def _tell(night: Night, counts: dict[str, int], account: Account, peak: PeakMemory, reason: str) -> None:
     of_day = night.warehouse.read(PREDICTIONS).where(F.col("as_of_date") == F.lit(night.as_of))
     counted = of_day.agg(
         F.count_distinct("user_id").alias("users"),
         F.count("item_id").alias("predictions"),
         F.count_if(F.col("source") == ABSTAINED).alias("abstained"),
         F.count_if((F.col("source") == FALLBACK) & (F.col("rank") == 1)).alias("lists_of_the_fallback"),
-        F.count_if((F.col("source") == WITHDRAWN) & (F.col("run_id") == account.run_id)).alias("withdrawn"),
+        F.count_if((F.col("source") == WITHDRAWN) & (F.col("run_id") == account.run_id)).alias("users_withdrawn"),
     ).first()
     assert counted is not None
     account.read = {SESSIONS.name: night.sessions_version}
     account.rows_in = {"sessions": night.sessions.count()}
-    num_scored = states.count()
-    num_replayed = num_scored if isinstance(work, All) else work.num_replayed - counted["withdrawn"]
-    account.rows_out |= {
-        **{name: counted[name] for name in ("users", "predictions", "abstained", "lists_of_the_fallback")},
-        "users_advanced": num_scored - num_replayed,
-        "users_replayed": num_replayed,
-        "users_kept": 0 if isinstance(work, All) else night.warehouse.read(USER_MEMORY).count() - num_scored,
-        "users_withdrawn": counted["withdrawn"],
-    }
+    account.rows_out |= {**counted.asDict(), **counts}
     account.remarks.append(f"as of {night.as_of}, by model {night.model.model_id}")
     if reason:
         account.remarks.append(f"all histories were replayed: {reason}")
@@ -178,4 +173,4 @@ def _tell(night: Night, work: All | News, states: DataFrame, account: Account, p
         account.remarks.append(
             f"user_memory stays as of {night.newest}: predictions of {night.as_of} alone were written"
         )
-    account.remarks.append(f"a Python worker took {peak.mib:,} MiB at most")
+    account.remarks.append(f"a Python worker of the scoring kernel took {peak.mib:,} MiB at most")

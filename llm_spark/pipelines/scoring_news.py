@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from llm_spark.pipelines.scoring_night import Night, end_of
 from llm_spark.schemas import PREDICTIONS, SESSIONS, USER_MEMORY
 from llm_spark.tables.changes import changed_parts
-from llm_spark.tokens import WITHDRAWN
+from llm_spark.tokens import FIRST_ITEM_TOKEN, WITHDRAWN
 from llm_spark.transforms.as_of import sessions_before
 from llm_spark.transforms.sequences import whole_histories
 from llm_spark.transforms.session_changes import kept_steps, session_changes, touched_users
@@ -30,10 +30,19 @@ class All:
     histories: DataFrame
 
     def kept_predictions(self, states: DataFrame) -> DataFrame:
-        """Of the day's rows those that stay: on an earlier day, that a user had no session any more; what came after says whether he has."""
+        """Of the day's rows those that stay. On an earlier day these are the lists that are still served, and that a user had no session any
+        more; what came after says whether he has.
+        """
         of_day = _predictions(self.night).where(F.col("as_of_date") == F.lit(self.night.as_of))
-        stays = F.lit(self.night.is_earlier) & (F.col("source") == WITHDRAWN)
-        return of_day.where(stays).join(states.select("user_id"), "user_id", "left_anti").select(of_day.columns)
+        gone = of_day.where(F.lit(self.night.is_earlier) & (F.col("source") == WITHDRAWN))
+        served = of_day.join(self.served(), "user_id", "left_semi")
+        return served.unionByName(gone.join(states.select("user_id"), "user_id", "left_anti").select(of_day.columns))
+
+    def served(self) -> DataFrame:
+        """On an earlier day the users whose lists of that day are the newest they have (user_id); else nobody."""
+        memory = self.night.warehouse.read_or_empty(USER_MEMORY)
+        of_day = F.col("as_of_date") == F.lit(self.night.as_of)
+        return memory.where(of_day & F.lit(self.night.is_earlier)).select("user_id")
 
     def without_history(self, states: DataFrame) -> DataFrame:
         """Users who have predictions and no session any more: user_id."""
@@ -41,6 +50,14 @@ class All:
         newest = before.groupBy("user_id").agg(F.max(F.struct("as_of_date", "source"))["source"].alias("source"))
         known = newest.where(~F.col("source").eqNullSafe(WITHDRAWN) & ~F.lit(self.night.is_earlier))
         return known.select("user_id").join(states.select("user_id"), "user_id", "left_anti")
+
+    def strangers(self) -> DataFrame:
+        """Nobody: who is known to be one is among the histories."""
+        return self.night.warehouse.spark.createDataFrame([], "user_id string")
+
+    def counts(self, states: DataFrame) -> dict[str, int]:
+        """For the account; nobody's state was of use."""
+        return {"users_advanced": 0, "users_replayed": states.count(), "users_kept": 0}
 
     def release(self) -> None:
         """Nothing is held."""
@@ -77,9 +94,32 @@ class News:
         untouched = memory.where(self.parts).join(self.touched.select("user_id"), "user_id", "left_anti")
         return untouched.select(USER_MEMORY.schema.names)
 
+    def served(self) -> DataFrame:
+        """Nobody: this is the newest day."""
+        return self.night.warehouse.spark.createDataFrame([], "user_id string")
+
     def without_history(self, states: DataFrame) -> DataFrame:
         replayed = self.touched.where("is_replayed").select("user_id")
         return replayed.join(states.select("user_id"), "user_id", "left_anti")
+
+    def strangers(self) -> DataFrame:
+        """Users without news of whose newest events the model knows none: what is popular tonight is popular with them, too (user_id)."""
+        memory = self.night.warehouse.read(USER_MEMORY).join(self.touched.select("user_id"), "user_id", "left_anti")
+        max_tokens = self.night.config.sequences.max_tokens
+        newest = F.slice(F.reverse(F.concat("earlier_tokens", "tokens")), 1, max_tokens)
+        return memory.where(~F.exists(newest, lambda token: token >= FIRST_ITEM_TOKEN)).select("user_id")
+
+    def counts(self, states: DataFrame) -> dict[str, int]:
+        """For the account: users whose state went on, whose was of no use, and who had no news."""
+        num_scored = states.count()
+        replayed = self.touched.where("is_replayed").select("user_id")
+        num_replayed = states.join(replayed, "user_id", "left_semi").count()
+        untouched = self.night.warehouse.read(USER_MEMORY).join(self.touched, "user_id", "left_anti")
+        return {
+            "users_advanced": num_scored - num_replayed,
+            "users_replayed": num_replayed,
+            "users_kept": untouched.count(),
+        }
 
     def release(self) -> None:
         self.touched.unpersist()
@@ -105,15 +145,21 @@ def _news(night: Night, made: dict[str, Any]) -> News | str:
         return f"what changed in sessions since v{made['sessions']} cannot be told"
     last_night = end_of(date.fromisoformat(made["as_of_date"]))
     # Later events were left out then, and may be let in now, wherever they lie.
-    looked_at = F.col("ended_at") >= F.lit(last_night)
-    if changed.parts:
-        months, buckets = ({part[place] for part in changed.parts} for place in range(2))
-        in_month = F.col("started_month").isin([date.fromisoformat(month) for month in sorted(months)])
-        looked_at |= in_month & F.col("user_bucket").isin([int(bucket) for bucket in sorted(buckets)])
-    old_sessions = warehouse.read(SESSIONS, changed.version_before).where(looked_at)
-    changes = session_changes(
-        sessions_before(old_sessions, last_night), night.before(night.sessions.where(looked_at))
-    ).persist(StorageLevel.MEMORY_AND_DISK)
+    months, buckets = ({part[place] for part in changed.parts} for place in range(2))
+    in_month = F.col("started_month").isin([date.fromisoformat(month) for month in sorted(months)])
+    in_parts = in_month & F.col("user_bucket").isin([int(bucket) for bucket in sorted(buckets)])
+
+    def looked_at(sessions: DataFrame) -> DataFrame:
+        # Two scans: for a condition on either, Delta would skip no file.
+        late = sessions.where(F.col("ended_at") >= F.lit(last_night))
+        if not changed.parts:
+            return late
+        return late.unionByName(sessions.where(in_parts & (F.col("ended_at") < F.lit(last_night))))
+
+    old_sessions = looked_at(warehouse.read(SESSIONS, changed.version_before))
+    new_sessions = looked_at(night.sessions)
+    changes = session_changes(sessions_before(old_sessions, last_night), night.before(new_sessions))
+    changes = changes.persist(StorageLevel.MEMORY_AND_DISK)
     memory = warehouse.read(USER_MEMORY)
     has_closed = ~night.session_open(F.unix_seconds("last_event_time"))
     touched = touched_users(changes, memory, has_closed)
@@ -131,8 +177,14 @@ def _news(night: Night, made: dict[str, Any]) -> News | str:
         changes,
         sum(row["num_users"] for row in by_bucket.values()),
         sum(row["num_replayed"] for row in by_bucket.values()),
-        f"user_bucket IN ({', '.join(map(str, sorted(by_bucket))) or 'NULL'})",
+        f"user_bucket IN ({', '.join(map(str, sorted(by_bucket) or [_any_bucket(memory)]))})",
     )
+
+
+def _any_bucket(memory: DataFrame) -> int:
+    """One that holds users: Delta leaves out a commit that writes nothing, and the note with it."""
+    row = memory.agg(F.min("user_bucket").alias("bucket")).first()
+    return row["bucket"] if row is not None and row["bucket"] is not None else 0
 
 
 def _advanced(
@@ -143,7 +195,8 @@ def _advanced(
     new_sessions = changes.where("is_there").select(night.sessions.columns)
     new_sessions = new_sessions.join(advanced.select("user_id"), "user_id", "left_semi")
     if replayed_in:
-        whole = night.before(night.sessions.where(F.col("user_bucket").isin(replayed_in)))
+        is_theirs = F.col("user_bucket").isin(replayed_in) if night.has_buckets_of_sessions else F.lit(True)
+        whole = night.before(night.sessions.where(is_theirs))
         replayed = touched.where("is_replayed").select("user_id")
         new_sessions = new_sessions.unionByName(
             whole.join(replayed, "user_id", "left_semi").select(new_sessions.columns)
@@ -162,8 +215,4 @@ def _inputs(night: Night, steps: DataFrame) -> DataFrame:
 
 
 def _predictions(night: Night) -> DataFrame:
-    """The table as it is; where an earlier version of this program made it, with the columns that it lacks."""
-    rows = night.warehouse.read_or_empty(PREDICTIONS)
-    lacking = [field for field in PREDICTIONS.schema.fields if field.name not in rows.columns]
-    columns = {field.name: F.lit(None).cast(field.dataType) for field in lacking}
-    return rows.withColumns(columns).select(PREDICTIONS.schema.names)
+    return night.warehouse.read_or_empty(PREDICTIONS).select(PREDICTIONS.schema.names)

@@ -15,11 +15,14 @@ from llm_spark.pipelines.as_of import as_of_sessions
 from llm_spark.pipelines.features import require_session_features
 from llm_spark.pipelines.offering import offers_note, offers_of
 from llm_spark.pipelines.registry.serving import Champion, champion
-from llm_spark.schemas import EVENT_TYPES, PREDICTIONS, SESSIONS, USER_MEMORY, VOCABULARY
+from llm_spark.schemas import EVENT_TYPES, PREDICTIONS, SESSIONS, SESSIONS_SET_ASIDE, USER_MEMORY, VOCABULARY
 from llm_spark.scoring.offers import Offers
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.transforms.as_of import sessions_before
 from llm_spark.transforms.sequences import tokenized_steps
+
+STATES_VERSION = 1
+"""Rises when the columns of user_memory come to mean something else: states made under another one are made again."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,9 @@ class Night:
             "model_id": self.model.model_id,
             "sessions": self.warehouse.data_version(SESSIONS, self.sessions_version),
             "sessions_table": self.sessions_table,
+            "set_aside": self._set_aside_version(),
             "settings": {
+                "states": STATES_VERSION,
                 "offers": offers_note(config.score, self.offers),
                 "reasons": config.score.reasons,
                 "explained": config.score.explained,
@@ -109,6 +114,17 @@ class Night:
                 "one_session_a_user": self._one_session_a_user,
             },
         }
+
+    def _set_aside_version(self) -> int | None:
+        """Whose sessions were all set aside is shown the fallback."""
+        there = self.config.score.fallback_days and self.warehouse.exists(SESSIONS_SET_ASIDE)
+        return self.warehouse.data_version(SESSIONS_SET_ASIDE) if there else None
+
+    @property
+    def has_buckets_of_sessions(self) -> bool:
+        """Whether users lie in the same buckets as sessionize put their sessions in."""
+        made_under = (self.warehouse.origin(SESSIONS) or {}).get("settings", {})
+        return bool(made_under.get("num_buckets") == self.config.sessionize.num_buckets)
 
     def origin_of_memory(self) -> dict[str, Any]:
         """And to which table of predictions user_memory belongs."""
@@ -140,7 +156,7 @@ class Night:
         for name in ("sessions", "predictions"):
             if made.get(f"{name}_table") != now[f"{name}_table"]:
                 return f"the table {name} was made anew"
-        if self.warehouse.read(USER_MEMORY).columns != USER_MEMORY.schema.names:
+        if self.warehouse.is_laid_out_otherwise(USER_MEMORY):
             return "an earlier version of this program made user_memory, with other columns"
         return ""
 

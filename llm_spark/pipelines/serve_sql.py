@@ -34,7 +34,10 @@ def prepared(config: Config, scratch: str) -> Config:
             f"({', '.join(name for name in AUTHENTICATION_NEEDS if name != 'none')}), or keep 127.0.0.1 and let others in by `ssh -L`"
         )
     _require_free(settings)
-    conf: dict[str, str] = {"spark.sql.warehouse.dir": f"{scratch}/spark_warehouse", **flat(config.spark.conf)}
+    own = {"spark.sql.warehouse.dir": f"{scratch}/spark_warehouse"}
+    # `${env:NAME}` in a statement would be answered with this process's environment, keys of object storage included.
+    kept_out = {"spark.sql.variable.substitute": "false"}
+    conf: dict[str, str] = {**own, **flat(config.spark.conf), **kept_out}
     return dataclasses.replace(config, spark=dataclasses.replace(config.spark, conf=conf))
 
 

@@ -6,16 +6,12 @@ import importlib
 from datetime import date
 
 from llm_spark.config import Config
-from llm_spark.errors import DataError, UserError
+from llm_spark.errors import DataError, Refusal, UserError
 from llm_spark.logs import log
 from llm_spark.pipelines.account import FAILED, REFUSED, Account
 from llm_spark.pipelines.clock import begin_run
 from llm_spark.tables.failures import storage_failure
 from llm_spark.tables.warehouse import Warehouse
-
-
-class Refusal(DataError):
-    """The stage did all it had to, and what it judged did not pass: a model at the gate, a file that cannot be read."""
 
 
 def run_stage(name: str, warehouse: Warehouse, config: Config, *, night_id: str = "", **options: bool | str) -> Account:

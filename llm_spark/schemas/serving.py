@@ -148,8 +148,13 @@ USER_MEMORY = Table(
         ("last_event_time", TIME, "time of the last event"),
         ("last_session_id", TEXT, "the last session"),
         ("session_open", t.BooleanType(), "whether, that night, the next event would still have belonged to it"),
-        ("as_of_date", t.DateType(), "partition of the user's newest predictions"),
+        (
+            "as_of_date",
+            t.DateType(),
+            "the night that last had news of the user, and the partition of the predictions it gave him",
+        ),
         RUN_ID,
     ),
     ("user_bucket",),
+    is_derived=True,
 )

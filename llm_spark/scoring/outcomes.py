@@ -45,12 +45,12 @@ _LABELLED_MOMENTS_SCHEMA = pa.schema(
 
 
 def foretell(
-    batches: Iterator[pa.RecordBatch], artifact_path: str, batch_rows: int, num_reasons: int = 0
+    batches: Iterator[pa.RecordBatch], artifact_path: str, batch_rows: int, num_reasons: int = 0, model_id: str = ""
 ) -> Iterator[pa.RecordBatch]:
     """One row for each user and outcome: a probability, or an amount in the unit of the values.
 
     In: user_id, tokens, event_types, values, session_starts, event_times, and features where the model has any, one row a
-    user; the columns of a state (scoring/states.py) where the rows begin with what was kept of a past; and, where given,
+    user; the columns of a state (scoring/states.py) where the rows begin with what model `model_id` kept of a past; and, where given,
     `asked_at` (epoch seconds): the days count from then on, and the user is known to have done
     nothing since the last event of the row. Not given, they count from that event. Out (FORETELL_DDL): null for a user
     without events; `reasons` are the `num_reasons` past items that raised the outcome's logit or log(1 + amount) most
@@ -64,7 +64,6 @@ def foretell(
         for rows in like_shaped_slices(batch, batch_rows):
             histories = history_batch(rows, len(model.config.features))
             if "past" in rows.schema.names:
-                (model_id,) = set(rows.column("model_id").to_pylist())
                 histories = dataclasses.replace(histories, past=KeptState.of_rows(rows, model, model_id).past)
             elapsed_B = _elapsed(rows, histories)
             with torch.inference_mode():

@@ -5,8 +5,8 @@ from __future__ import annotations
 from py4j.protocol import Py4JError
 from pyspark.sql.types import StructType
 
-from llm_spark.schemas import PREDICTIONS, TABLES
-from llm_spark.tables.warehouse import CURRENT_PREDICTIONS, PREDICTIONS_CURRENT, Warehouse
+from llm_spark.schemas import PREDICTIONS, TABLES, USER_MEMORY
+from llm_spark.tables.warehouse import PREDICTIONS_CURRENT, Warehouse, current_predictions
 
 
 class Catalog:
@@ -36,9 +36,10 @@ class Catalog:
             if table.name not in self._published:
                 self._warehouse.spark.catalog.createTable(table.name, self._warehouse.path(table), "delta")
             self._tell_columns(table.name, columns)
-            if table is PREDICTIONS:
-                self._warehouse.spark.sql(f"CREATE OR REPLACE VIEW {PREDICTIONS_CURRENT} AS {CURRENT_PREDICTIONS}")
             self._published[table.name] = columns
+            if table in (PREDICTIONS, USER_MEMORY) and PREDICTIONS.name in self._published:
+                query = current_predictions(USER_MEMORY.name in self._published)
+                self._warehouse.spark.sql(f"CREATE OR REPLACE VIEW {PREDICTIONS_CURRENT} AS {query}")
         return [name for name in self.names if name not in before]
 
     def is_alive(self) -> bool:

@@ -85,11 +85,14 @@ class _TableLease(Lease):
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     taken_at: datetime = field(default_factory=lambda: _now())
     lost: str = ""
+    _kept_at: float = field(default_factory=time.monotonic)
     _over: threading.Event = field(default_factory=threading.Event)
 
     def check(self) -> None:
         if self.lost:
             raise UserError(f"{self.lost}: run this again once it has finished")
+        if time.monotonic() - self._kept_at > self.lease.total_seconds():
+            raise UserError(f"the lock '{self.name}' could not be renewed and ran out: run this again")
 
     def take(self) -> Row | None:
         """The row of the holder that is in the way; None where it is taken now."""
@@ -110,7 +113,8 @@ class _TableLease(Lease):
             try:
                 self._renew()
             except Exception as error:
-                log.warning("the lock '%s' could not be renewed (%s)", self.name, str(error).splitlines()[0][:200])
+                told = " ".join(str(error).split())[:200]
+                log.warning("the lock '%s' could not be renewed (%s: %s)", self.name, type(error).__name__, told)
             if self.lost:
                 return
 
@@ -137,7 +141,11 @@ class _TableLease(Lease):
         others = [tuple(row) for row in rows if row["name"] != self.name]
         mine = [(self.name, self.owner, self.token, self.taken_at, _now() + self.lease)] if keeps else []
         frame = self.warehouse.spark.createDataFrame([*others, *mine], LOCKS.schema).coalesce(1)
-        return self.warehouse.replace_in_turn(LOCKS, frame, _WRITER, turn)
+        began = time.monotonic()
+        is_written = self.warehouse.replace_in_turn(LOCKS, frame, _WRITER, turn)
+        if is_written:
+            self._kept_at = began
+        return is_written
 
 
 @contextmanager
@@ -158,7 +166,11 @@ def table_lock(
     finally:
         mine._over.set()
         keeper.join()
-        mine.give_back()
+        try:
+            mine.give_back()
+        except Exception as error:
+            told = " ".join(str(error).split())[:200]
+            log.warning("the lock '%s' could not be given back (%s), and runs out by itself", name, told)
 
 
 def _holder(warehouse: Warehouse, name: str) -> Row | None:

@@ -23,6 +23,10 @@ _SOURCES = "org.apache.spark.sql.execution.datasources"
 _READS = re.compile(
     r"^(Show|Describe|Explain)|^(Set|Reset)Command$|^Set(Catalog|Namespace|CatalogAndNamespace)(Command)?$"
 )
+# `${env:NAME}` in a statement would be answered with the server's environment; a catalog of a client's own connects where it says.
+_OPENS = re.compile(
+    r"spark\.sql\.variable\.substitute\b.{0,8}true|spark\.sql\.defaultCatalog|spark\.sql\.catalog\.(?!spark_catalog\b)"
+)
 _CALLS_JAVA = ("reflect", "java_method", "try_reflect")
 
 
@@ -70,14 +74,28 @@ class _Rule:
 
     def apply(self, plan: Any) -> None:
         """Called by Spark with each analysed plan; what is thrown here the client reads."""
+        self._require_plain_session()
         for node in _nodes(plan):
             refusal = self._refusal(node)
             if refusal:
-                exception = self._jvm.java.lang.UnsupportedOperationException(f"read-only: {refusal}")
-                raise Py4JJavaError(refusal, exception)
+                self._refuse(refusal)
+
+    def _require_plain_session(self) -> None:
+        """However they came to be set, in a statement or with the connection."""
+        own = self._jvm.org.apache.spark.sql.internal.SQLConf.get().getAllConfs().toString()
+        if _OPENS.search(own):
+            self._refuse(
+                "this session sets a variable substitution or a catalog, which would read or write beside the tables"
+            )
+
+    def _refuse(self, refusal: str) -> None:
+        exception = self._jvm.java.lang.UnsupportedOperationException(f"read-only: {refusal}")
+        raise Py4JJavaError(refusal, exception)
 
     def _refusal(self, node: Any) -> str:
         name = node.getClass().getSimpleName()
+        if name == "SetCommand" and _OPENS.search(str(node.kv())):
+            return "variable substitution and other catalogs stay as they are"
         if self._command.isInstance(node):
             if not _READS.search(name):
                 return f"this server answers SELECT, SHOW, DESCRIBE, EXPLAIN, USE and SET, and this statement is {name}"

@@ -12,6 +12,8 @@ from pyspark.sql import SparkSession
 from llm_spark.errors import UserError
 from llm_spark.tables import read_only
 
+_NEEDS = {"spark.sql.hive.thriftServer.singleSession": "false", "spark.sql.catalogImplementation": "in-memory"}
+
 
 class SqlServer:
     """Listens in this process's JVM until `stop`. Each connection has a session of its own, held to `read_only`."""
@@ -21,6 +23,9 @@ class SqlServer:
 
         UserError in one line where it does not start.
         """
+        for name, must in _NEEDS.items():
+            if spark.conf.get(name, must) != must:
+                raise UserError(f"serve-sql needs {name}={must}: with {spark.conf.get(name)} clients could write")
         jvm: Any = spark._jvm
         read_only.enforce(spark)
         # Hive opens a database in memory at the first question about tables; its log would go to the working directory.

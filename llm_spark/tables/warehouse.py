@@ -30,12 +30,12 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from llm_spark.errors import UserError
-from llm_spark.schemas import PREDICTIONS, RUNS, TABLES, Table
+from llm_spark.schemas import PREDICTIONS, RUNS, TABLES, USER_MEMORY, Table
 from llm_spark.tables.failures import storage_failure
 from llm_spark.tables.lock import locked
 from llm_spark.tables.log import TableLog
 from llm_spark.tables.maintenance import KEEP_LOG, data_files, files_of_version, readable_versions, row_groups, settings
-from llm_spark.tokens import ABSTAINED, FROM_MODEL, WITHDRAWN
+from llm_spark.tokens import ABSTAINED, FALLBACK, FROM_MODEL, WITHDRAWN
 
 PREDICTIONS_CURRENT = "predictions_current"
 PREDICTIONS_CURRENT_IS = (
@@ -253,7 +253,7 @@ class Warehouse:
                 self.read(table).createOrReplaceTempView(table.name)
                 names.append(table.name)
         if PREDICTIONS.name in names:
-            self.spark.sql(CURRENT_PREDICTIONS).createOrReplaceTempView(PREDICTIONS_CURRENT)
+            self.spark.sql(current_predictions(USER_MEMORY.name in names)).createOrReplaceTempView(PREDICTIONS_CURRENT)
             names.append(PREDICTIONS_CURRENT)
         return names
 
@@ -369,10 +369,20 @@ def _conform(rows: DataFrame, table: Table) -> DataFrame:
     )
 
 
-# One scan of one version of the table: whoever reads while a night is written sees the whole of it, or none of it.
-CURRENT_PREDICTIONS = f"""
-SELECT * EXCEPT (newest_date)
-FROM (SELECT *, max(as_of_date) OVER (PARTITION BY user_id) AS newest_date FROM predictions)
+def current_predictions(has_memory: bool) -> str:
+    """The query of `predictions_current`. Whoever reads while a night is written sees each user's old list or the new one, whole.
+
+    What the champion keeps of a user (user_memory) says up to which day his lists are its own: later ones are of a night that was killed, or of
+    a day of the past that was asked for since. Who has no memory, and whom the model does not know, has the newest list there is.
+    """
+    known = (
+        "LEFT JOIN (SELECT user_id, as_of_date AS known_until FROM user_memory) USING (user_id)" if has_memory else ""
+    )
+    of_now = f"WHERE known_until IS NULL OR as_of_date <= known_until OR source = '{FALLBACK}'" if has_memory else ""
+    beside = ", known_until" if has_memory else ""
+    return f"""
+SELECT * EXCEPT (newest_date{beside})
+FROM (SELECT *, max(as_of_date) OVER (PARTITION BY user_id) AS newest_date FROM predictions {known} {of_now})
 WHERE as_of_date = newest_date AND coalesce(source, '{FROM_MODEL}') NOT IN ('{ABSTAINED}', '{WITHDRAWN}')
 """
 

@@ -189,6 +189,17 @@ def test_what_analysts_need_is_answered(server: Served) -> None:
         cursor.execute("USE default")  # it answers nothing, without a column
 
 
+def test_a_statement_is_not_filled_in_from_the_servers_environment_nor_may_a_client_have_it_so(server: Served) -> None:
+    assert server.ask("SELECT '${env:HOME}', '${system:user.home}'") == [("${env:HOME}", "${system:user.home}")]
+    for statement in (
+        "SET spark.sql.variable.substitute=true",
+        "SET spark.sql.catalog.mine=org.apache.spark.sql.execution.datasources.v2.jdbc.JDBCTableCatalog",
+        "SET spark.sql.defaultCatalog=mine",
+    ):
+        with pytest.raises(Exception, match="read-only: "):
+            server.ask(statement)
+
+
 def test_one_clients_settings_are_not_anothers(server: Served) -> None:
     with server.cursor() as one, server.cursor() as other:
         one.execute("SET spark.sql.shuffle.partitions=7")
