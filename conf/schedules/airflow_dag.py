@@ -8,6 +8,9 @@ Exit codes: 0 done or nothing to do. 3 of `evaluate`: the gate refused the new m
 night goes on with the model before. 3 of any other stage (the data did not pass), and 2 (wrong settings): the night fails at once, for a
 repetition would end the same way, and the tables of the night before go on being served. Any other: tried again.
 
+It trains every night, whatever nightly.train says: to train by that rule, make one task of jobs/nightly.py instead. A backfill on the live
+warehouse scores with a champion that knows what came after; for a faithful one give it a warehouse of its own.
+
 On a warehouse in a local folder let nothing else write meanwhile; this DAG runs one night at a time.
 """
 

@@ -198,7 +198,11 @@ def _counts(
     if SESSIONS.name in tables:
         frames.append(counting.session_lengths(tables[SESSIONS.name], calendar))
     if PREDICTIONS.name in tables:
-        predictions = of_the_model(tables[PREDICTIONS.name])
+        # A night writes lists of whoever has news, one of a new model those of everybody: visitors of the day are what nights have in common.
+        since = min(calendar.first_day, scored.first_day) - timedelta(days=settings.hit_days)
+        recent = events.where(F.col("event_date") >= F.lit(since))
+        visitors = recent.select("user_id", F.col("event_date").alias("as_of_date")).distinct()
+        predictions = of_the_model(tables[PREDICTIONS.name]).join(visitors, ["user_id", "as_of_date"], "left_semi")
         frames.append(counting.score_distribution(predictions, scored))
         frames.append(counting.hits(predictions, events, calendar, settings.hit_k, settings.hit_days))
     counts = counting.all_counts(frames).localCheckpoint()
