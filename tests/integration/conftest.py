@@ -58,8 +58,17 @@ LAST_STAGE = list(STAGES)[-1]
 
 # Minutes each: begun first, so that no process is left alone with one of them at the end.
 LONGEST_FILES = (
-    *("test_submit", "test_real_data", "test_ingest_exactly_once", "test_late_events", "test_chain", "test_domains"),
-    *("test_certified_evaluation", "test_train_killed", "test_outcome_chain"),
+    "test_standalone_cluster",
+    "test_nightly",
+    "test_user_memory",
+    "test_real_data",
+    "test_ingest_exactly_once",
+    "test_late_events",
+    "test_chain",
+    "test_domains",
+    "test_certified_evaluation",
+    "test_train_killed",
+    "test_outcome_chain",
 )
 MAKING_SECONDS = 1_200.0
 """How long a process waits for another that makes what both need."""
