@@ -58,6 +58,13 @@ def test_no_rule_trains_a_model_that_could_only_lose_against_one_that_knows_its_
     assert due("always").is_due
 
 
+@pytest.mark.parametrize("rule", ["advised", "always", "never", "every 7 days"])
+def test_no_rule_trains_on_less_than_a_later_night_has_trained_on(known: SimpleNamespace, rule: str) -> None:
+    known.decisions = [{"day": "2025-01-20", "action": "as_configured"}]
+    assert not due(rule).is_due
+    assert "the night of 2025-01-20 has trained on later events" in due("always").reason
+
+
 def test_always_and_never_mean_what_they_say(known: SimpleNamespace) -> None:
     assert (due("always").is_due, due("never").is_due) == (True, False)
 
@@ -83,10 +90,10 @@ def test_every_so_many_days_counts_from_the_last_night_that_trained_and_not_by_t
 ) -> None:
     assert due("every 7 days").is_due, "none has trained yet"
     known.decisions = [
-        # A later night, as a backfilled one finds it, and one that did not train.
-        {"day": "2025-01-20", "action": "as_configured"},
         {"day": "2025-01-08", "action": "as_configured"},
+        # A night that did not train, and a later one, as a backfilled night finds it.
         {"day": "2025-01-14", "action": NONE},
+        {"day": "2025-01-20", "action": NONE},
     ]
     assert due("every 7 days").is_due
     assert not due("every 8 days").is_due
