@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_spark.schemas import DATA_QUALITY, PREDICTIONS, RUNS, TABLES, TRAINING_METRICS
+from llm_spark.schemas import DATA_QUALITY, PREDICTIONS, RUNS, TABLES, TRAINING_METRICS, USER_MEMORY
 from llm_spark.tables.warehouse import Warehouse
 from tests.integration.training_victim import are_equal, weights
 
@@ -15,6 +15,7 @@ OF_THE_RUN = {"run_id", "ingested_at", "scored_at", "created_at", "changed_at", 
 SETTINGS = "config"
 """Of a model, with those that have no part in it; its model_id stands for the others."""
 SCORES = ["score", "probability"]
+MEMORY = "memory"
 SCORE_TOLERANCE = 1e-5
 """Which users share a batch, and so the order in which a kernel adds up, follows from Spark's partitions."""
 
@@ -25,7 +26,7 @@ def rows(warehouse: Warehouse) -> dict[str, list[str]]:
     for table in TABLES.values():
         if table in (RUNS, DATA_QUALITY) or not warehouse.exists(table):
             continue
-        kept = warehouse.read(table).drop(*OF_THE_RUN, SETTINGS, *SCORES)
+        kept = warehouse.read(table).drop(*OF_THE_RUN, SETTINGS, *SCORES, MEMORY)
         if table is TRAINING_METRICS:
             kept = kept.where("name <> 'tokens_per_second'")
         found[table.name] = sorted(map(str, kept.collect()))
@@ -34,7 +35,13 @@ def rows(warehouse: Warehouse) -> dict[str, list[str]]:
 
 def scores(warehouse: Warehouse) -> np.ndarray:
     predictions = warehouse.read(PREDICTIONS).orderBy("as_of_date", "user_id", "rank")
-    return np.array([tuple(row) for row in predictions.select(SCORES).collect()])
+    return np.array([tuple(row) for row in predictions.select(SCORES).collect()], dtype=np.float64)
+
+
+def memories(warehouse: Warehouse) -> np.ndarray:
+    """Users by numbers of their vectors."""
+    states = warehouse.read(USER_MEMORY).orderBy("user_id").select(MEMORY).collect()
+    return np.array([np.frombuffer(row[MEMORY], dtype="<f4") for row in states])
 
 
 def assert_same_tables(ours: Warehouse, theirs: Warehouse) -> None:
@@ -44,3 +51,4 @@ def assert_same_tables(ours: Warehouse, theirs: Warehouse) -> None:
     for name in their_rows:
         assert our_rows[name] == their_rows[name], name
     np.testing.assert_allclose(scores(ours), scores(theirs), rtol=0, atol=SCORE_TOLERANCE)
+    np.testing.assert_allclose(memories(ours), memories(theirs), rtol=0, atol=SCORE_TOLERANCE)

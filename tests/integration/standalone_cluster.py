@@ -17,7 +17,7 @@ from types import TracebackType
 import pyspark
 
 from llm_spark.spark import delta_jars
-from tests.integration.training_victim import descendants
+from tests.killing import descendants
 
 ROOT = Path(__file__).resolve().parents[2]
 SPARK = Path(pyspark.__file__).parent / "bin"

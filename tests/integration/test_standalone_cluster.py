@@ -19,7 +19,7 @@ from tests.integration.same_tables import assert_same_tables
 from tests.integration.standalone_cluster import POLL_SECONDS, Driver, StandaloneCluster, Worker
 from tests.integration.training_victim import untrained_copy
 
-NIGHT = ["tests/integration/submitted_night.py"]
+NIGHT = ["jobs/nightly.py"]
 """The program, and what it is given before --config."""
 
 CHECKPOINT_AFTER_EVERY_STEP = "train.checkpoint_seconds=0"
