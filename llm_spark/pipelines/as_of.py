@@ -23,7 +23,7 @@ class AsOf:
     @property
     def night(self) -> datetime:
         """The instant at which the day ends."""
-        return datetime.combine(self.day + timedelta(days=1), datetime.min.time())
+        return end_of(self.day)
 
     @property
     def leaves_out(self) -> bool:
@@ -37,6 +37,11 @@ class AsOf:
     def note(self) -> dict[str, str]:
         """What a table's origin notes of it: nothing where nothing is left out, so that the same rows have the same origin."""
         return {"as_of": str(self.day)} if self.leaves_out else {}
+
+
+def end_of(day: date) -> datetime:
+    """The midnight after it."""
+    return datetime.combine(day + timedelta(days=1), datetime.min.time())
 
 
 def as_of_sessions(sessions: DataFrame, wanted: str | None) -> AsOf:

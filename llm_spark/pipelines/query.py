@@ -14,7 +14,8 @@ from rich.text import Text
 from llm_spark.errors import UsageError
 from llm_spark.logs import log
 from llm_spark.schemas import PREDICTIONS
-from llm_spark.tables.warehouse import PREDICTIONS_CURRENT, PREDICTIONS_CURRENT_IS, Warehouse, sql
+from llm_spark.tables.current import PREDICTIONS_CURRENT, PREDICTIONS_CURRENT_IS
+from llm_spark.tables.warehouse import Warehouse, sql
 
 
 def print_query(warehouse: Warehouse, query: str, form: str, max_rows: int) -> None:

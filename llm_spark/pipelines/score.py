@@ -21,10 +21,10 @@ from llm_spark.pipelines.offering import fallback_items, users_without_history
 from llm_spark.pipelines.outcome_scoring import outcomes_are_there, write_outcomes
 from llm_spark.pipelines.peak_memory import PeakMemory
 from llm_spark.pipelines.scoring_news import All, News, whom_to_score
-from llm_spark.pipelines.scoring_night import Night
-from llm_spark.schemas import PREDICTIONS, SESSIONS, USER_MEMORY, Table
+from llm_spark.pipelines.scoring_night import ScoringNight
+from llm_spark.schemas import PREDICTIONS, SESSIONS, USER_MEMORY
 from llm_spark.scoring import ADVANCE_DDL, advance
-from llm_spark.tables.warehouse import Warehouse
+from llm_spark.tables.warehouse import Warehouse, conformed
 from llm_spark.tokens import ABSTAINED, FALLBACK, WITHDRAWN
 from llm_spark.transforms.offers import with_fallback
 from llm_spark.transforms.reasons import with_reasons_named
@@ -33,9 +33,9 @@ from llm_spark.transforms.sessions import user_bucket
 
 def score(warehouse: Warehouse, config: Config, account: Account) -> None:
     """Write the top k next items, as of a day, of every user for whom there is news since the last one."""
-    night = Night.of(warehouse, config, account)
+    night = ScoringNight.of(warehouse, config, account)
     made = warehouse.origin(USER_MEMORY)
-    has_outcomes = outcomes_are_there(warehouse, night.model, night.origin())
+    has_outcomes = outcomes_are_there(night)
     if night.is_made(made) and has_outcomes:
         account.nothing_to_do = f"predictions as of {night.as_of} by model {night.model.model_id} are there already"
         return
@@ -48,22 +48,31 @@ def score(warehouse: Warehouse, config: Config, account: Account) -> None:
             if is_silent and night.is_whole(made) and has_outcomes:
                 account.nothing_to_do = f"no user has news as of {night.as_of}"
                 return
-            peak = PeakMemory(warehouse.spark)
-            scored = _scored(night, work.histories, peak).persist(StorageLevel.DISK_ONLY)
-            lists, states = (scored.where(which) for which in ("rank IS NOT NULL", "rank IS NULL"))
-            # Before anything is written: a write of what these were made from lets Spark forget them, and they would be made twice.
-            counts = work.counts(states)
-            _write_predictions(night, work, lists, states, account)
-            _write_outcomes(night, work, states, account)
-            if not night.is_earlier:
-                _write_memory(night, work, states, account)
-            _tell(night, counts, account, peak, reason)
-            scored.unpersist()
+            if reason:
+                account.remarks.append(f"all histories were replayed: {reason}")
+            _score(night, work, account)
         finally:
             work.release()
 
 
-def _scored(night: Night, histories: DataFrame, peak: PeakMemory) -> DataFrame:
+def _score(night: ScoringNight, work: All | News, account: Account) -> None:
+    """Score what there is to do, write the tables in the order that a kill in between allows, and tell."""
+    peak = PeakMemory(night.warehouse.spark)
+    scored = _scored(night, work.histories, peak).persist(StorageLevel.DISK_ONLY)
+    try:
+        lists, states = (scored.where(which) for which in ("rank IS NOT NULL", "rank IS NULL"))
+        # Before anything is written: a write of what these were made from lets Spark forget them, and they would be made twice.
+        counts = work.counts(states)
+        _write_predictions(night, work, lists, states, account)
+        write_outcomes(night, work.states_of_all(states), account)
+        if not night.is_earlier:
+            _write_memory(night, work, states, account)
+        _tell(night, counts, account, peak)
+    finally:
+        scored.unpersist()
+
+
+def _scored(night: ScoringNight, histories: DataFrame, peak: PeakMemory) -> DataFrame:
     """Rows of ADVANCE_DDL: of each history its recommendations, and its new state."""
     config, model = night.config, night.model
     kernel = functools.partial(
@@ -80,7 +89,9 @@ def _scored(night: Night, histories: DataFrame, peak: PeakMemory) -> DataFrame:
     return histories.mapInArrow(peak.of(kernel), ADVANCE_DDL)
 
 
-def _write_predictions(night: Night, work: All | News, lists: DataFrame, states: DataFrame, account: Account) -> None:
+def _write_predictions(
+    night: ScoringNight, work: All | News, lists: DataFrame, states: DataFrame, account: Account
+) -> None:
     """The partition of the day: what stands in it of users without news, the new lists, and a word for each user who has no session any more."""
     # Every token that the model can recommend is in the vocabulary it was trained with; who gets no recommendation has none.
     named = lists.join(F.broadcast(night.vocabulary.select("token", "item_id")), "token", "left")
@@ -98,35 +109,18 @@ def _write_predictions(night: Night, work: All | News, lists: DataFrame, states:
     stamps = {
         "as_of_date": F.lit(night.as_of),
         "model_id": F.lit(night.model.model_id),
-        "sessions_version": F.lit(night.origin()["sessions"]),
+        "sessions_version": F.lit(night.origin["sessions"]),
         "scored_at": F.lit(account.started_at),
         "run_id": F.lit(account.run_id),
     }
     new_rows = offered.unionByName(withdrawn, allowMissingColumns=True).withColumns(stamps)
     new_rows = new_rows.join(work.served(), "user_id", "left_anti")
-    whole_day = kept.unionByName(_in_columns_of(PREDICTIONS, new_rows))
-    night.warehouse.replace_where(PREDICTIONS, whole_day, f"as_of_date = DATE'{night.as_of}'", night.origin())
+    whole_day = kept.unionByName(conformed(new_rows, PREDICTIONS))
+    night.warehouse.replace_where(PREDICTIONS, whole_day, f"as_of_date = DATE'{night.as_of}'", night.origin)
     account.wrote(night.warehouse, PREDICTIONS)
 
 
-def _write_outcomes(night: Night, work: All | News, states: DataFrame, account: Account) -> None:
-    """Of all users, those without news included: time that passes in silence tells, too."""
-    columns = [
-        "user_id",
-        *night.model.config.history_columns,
-        "memory",
-        "past",
-        "earlier_tokens",
-        "earlier_event_types",
-    ]
-    inputs = states.select(*columns, F.lit(night.model.model_id).alias("model_id"))
-    if isinstance(work, News):
-        memory = night.warehouse.read(USER_MEMORY).join(work.touched.select("user_id"), "user_id", "left_anti")
-        inputs = memory.select(*columns, "model_id").unionByName(inputs)
-    write_outcomes(night.warehouse, night.config, account, night.model, inputs, night.as_of, night.origin())
-
-
-def _write_memory(night: Night, work: All | News, states: DataFrame, account: Account) -> None:
+def _write_memory(night: ScoringNight, work: All | News, states: DataFrame, account: Account) -> None:
     last_event = F.element_at("event_times", -1)
     new_rows = states.withColumns(
         {
@@ -144,16 +138,12 @@ def _write_memory(night: Night, work: All | News, states: DataFrame, account: Ac
     if isinstance(work, All):
         night.warehouse.replace(USER_MEMORY, new_rows, origin)
     else:
-        rows = work.kept_memory().unionByName(_in_columns_of(USER_MEMORY, new_rows))
+        rows = work.kept_memory().unionByName(conformed(new_rows, USER_MEMORY))
         night.warehouse.replace_where(USER_MEMORY, rows, work.parts, origin)
     account.wrote(night.warehouse, USER_MEMORY)
 
 
-def _in_columns_of(table: Table, rows: DataFrame) -> DataFrame:
-    return rows.select([F.col(field.name).cast(field.dataType) for field in table.schema.fields])
-
-
-def _tell(night: Night, counts: dict[str, int], account: Account, peak: PeakMemory, reason: str) -> None:
+def _tell(night: ScoringNight, counts: dict[str, int], account: Account, peak: PeakMemory) -> None:
     of_day = night.warehouse.read(PREDICTIONS).where(F.col("as_of_date") == F.lit(night.as_of))
     counted = of_day.agg(
         F.count_distinct("user_id").alias("users"),
@@ -167,8 +157,6 @@ def _tell(night: Night, counts: dict[str, int], account: Account, peak: PeakMemo
     account.rows_in = {"sessions": night.sessions.count()}
     account.rows_out |= {**counted.asDict(), **counts}
     account.remarks.append(f"as of {night.as_of}, by model {night.model.model_id}")
-    if reason:
-        account.remarks.append(f"all histories were replayed: {reason}")
     if night.is_earlier:
         account.remarks.append(
             f"user_memory stays as of {night.newest}: predictions of {night.as_of} alone were written"

@@ -10,7 +10,8 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from llm_spark.pipelines.scoring_night import Night, end_of
+from llm_spark.pipelines.as_of import end_of
+from llm_spark.pipelines.scoring_night import ScoringNight
 from llm_spark.schemas import PREDICTIONS, SESSIONS, USER_MEMORY
 from llm_spark.tables.changes import changed_parts
 from llm_spark.tokens import FIRST_ITEM_TOKEN, WITHDRAWN
@@ -26,7 +27,7 @@ _PAST_COLUMNS = ("model_id", "memory", "past", "earlier_tokens", "earlier_event_
 class All:
     """Every user, from his first event on."""
 
-    night: Night
+    night: ScoringNight
     histories: DataFrame
 
     def kept_predictions(self, states: DataFrame) -> DataFrame:
@@ -55,6 +56,10 @@ class All:
         """Nobody: who is known to be one is among the histories."""
         return self.night.warehouse.spark.createDataFrame([], "user_id string")
 
+    def states_of_all(self, states: DataFrame) -> DataFrame:
+        """Of all users what the model keeps tonight."""
+        return states.withColumn("model_id", F.lit(self.night.model.model_id))
+
     def counts(self, states: DataFrame) -> dict[str, int]:
         """For the account; nobody's state was of use."""
         return {"users_advanced": 0, "users_replayed": states.count(), "users_kept": 0}
@@ -67,13 +72,12 @@ class All:
 class News:
     """The users whose sessions changed, or whose last session has closed; held in Spark's cache until `release`."""
 
-    night: Night
+    night: ScoringNight
     histories: DataFrame
     """Of each the steps since his past, and the past; of a user who is replayed, all steps."""
     touched: DataFrame
     changes: DataFrame
     num_touched: int
-    num_replayed: int
     parts: str
     """The parts of user_memory that hold them, a predicate."""
 
@@ -90,9 +94,7 @@ class News:
 
     def kept_memory(self) -> DataFrame:
         """Of the parts' rows those that stay."""
-        memory = self.night.warehouse.read(USER_MEMORY)
-        untouched = memory.where(self.parts).join(self.touched.select("user_id"), "user_id", "left_anti")
-        return untouched.select(USER_MEMORY.schema.names)
+        return self._untouched().where(self.parts).select(USER_MEMORY.schema.names)
 
     def served(self) -> DataFrame:
         """Nobody: this is the newest day."""
@@ -104,21 +106,30 @@ class News:
 
     def strangers(self) -> DataFrame:
         """Users without news of whose newest events the model knows none: what is popular tonight is popular with them, too (user_id)."""
-        memory = self.night.warehouse.read(USER_MEMORY).join(self.touched.select("user_id"), "user_id", "left_anti")
         max_tokens = self.night.config.sequences.max_tokens
         newest = F.slice(F.reverse(F.concat("earlier_tokens", "tokens")), 1, max_tokens)
-        return memory.where(~F.exists(newest, lambda token: token >= FIRST_ITEM_TOKEN)).select("user_id")
+        is_stranger = ~F.exists(newest, lambda token: token >= FIRST_ITEM_TOKEN)
+        return self._untouched().where(is_stranger).select("user_id")
+
+    def states_of_all(self, states: DataFrame) -> DataFrame:
+        """Of all users what the model keeps tonight, those without news included."""
+        new_states = states.withColumn("model_id", F.lit(self.night.model.model_id))
+        columns = [name for name in USER_MEMORY.schema.names if name in new_states.columns]
+        return self._untouched().select(columns).unionByName(new_states.select(columns))
+
+    def _untouched(self) -> DataFrame:
+        memory = self.night.warehouse.read(USER_MEMORY)
+        return memory.join(self.touched.select("user_id"), "user_id", "left_anti")
 
     def counts(self, states: DataFrame) -> dict[str, int]:
         """For the account: users whose state went on, whose was of no use, and who had no news."""
         num_scored = states.count()
         replayed = self.touched.where("is_replayed").select("user_id")
         num_replayed = states.join(replayed, "user_id", "left_semi").count()
-        untouched = self.night.warehouse.read(USER_MEMORY).join(self.touched, "user_id", "left_anti")
         return {
             "users_advanced": num_scored - num_replayed,
             "users_replayed": num_replayed,
-            "users_kept": untouched.count(),
+            "users_kept": self._untouched().count(),
         }
 
     def release(self) -> None:
@@ -126,7 +137,7 @@ class News:
         self.changes.unpersist()
 
 
-def whom_to_score(night: Night, made: dict[str, Any] | None) -> tuple[All | News, str]:
+def whom_to_score(night: ScoringNight, made: dict[str, Any] | None) -> tuple[All | News, str]:
     """The users with news since user_memory was `made`; or all, and why."""
     reason = night.why_all(made)
     if not reason and made is not None:
@@ -137,7 +148,7 @@ def whom_to_score(night: Night, made: dict[str, Any] | None) -> tuple[All | News
     return All(night, _inputs(night, night.steps(night.before(night.sessions)))), reason
 
 
-def _news(night: Night, made: dict[str, Any]) -> News | str:
+def _news(night: ScoringNight, made: dict[str, Any]) -> News | str:
     """What is new since user_memory was `made`, or why that cannot be told."""
     warehouse = night.warehouse
     changed = changed_parts(warehouse, SESSIONS, made["sessions"], night.sessions_version)
@@ -176,7 +187,6 @@ def _news(night: Night, made: dict[str, Any]) -> News | str:
         touched,
         changes,
         sum(row["num_users"] for row in by_bucket.values()),
-        sum(row["num_replayed"] for row in by_bucket.values()),
         f"user_bucket IN ({', '.join(map(str, sorted(by_bucket) or [_any_bucket(memory)]))})",
     )
 
@@ -188,7 +198,7 @@ def _any_bucket(memory: DataFrame) -> int:
 
 
 def _advanced(
-    night: Night, touched: DataFrame, changes: DataFrame, memory: DataFrame, replayed_in: list[int]
+    night: ScoringNight, touched: DataFrame, changes: DataFrame, memory: DataFrame, replayed_in: list[int]
 ) -> DataFrame:
     """The touched users' histories since their pasts, and these; `replayed_in` are the buckets of users who have none any more."""
     advanced = touched.where(~F.col("is_replayed")).select("user_id", "gone_ids")
@@ -206,7 +216,7 @@ def _advanced(
     return _inputs(night, steps).join(states.select("user_id", *_PAST_COLUMNS), "user_id", "left")
 
 
-def _inputs(night: Night, steps: DataFrame) -> DataFrame:
+def _inputs(night: ScoringNight, steps: DataFrame) -> DataFrame:
     """What the kernel takes of each user's steps."""
     histories = whole_histories(steps, night.model.values.fill)
     is_open = night.session_open(F.element_at("event_times", -1))
@@ -214,5 +224,5 @@ def _inputs(night: Night, steps: DataFrame) -> DataFrame:
     return histories.select("user_id", *columns, is_open.alias("session_open"))
 
 
-def _predictions(night: Night) -> DataFrame:
+def _predictions(night: ScoringNight) -> DataFrame:
     return night.warehouse.read_or_empty(PREDICTIONS).select(PREDICTIONS.schema.names)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
+from functools import cached_property
 from typing import Any
 
 from pyspark.sql import Column, DataFrame
@@ -11,7 +12,7 @@ from pyspark.sql import functions as F
 
 from llm_spark.config import Config
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.as_of import as_of_sessions
+from llm_spark.pipelines.as_of import as_of_sessions, end_of
 from llm_spark.pipelines.features import require_session_features
 from llm_spark.pipelines.offering import offers_note, offers_of
 from llm_spark.pipelines.registry.serving import Champion, champion
@@ -26,7 +27,7 @@ STATES_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Night:
+class ScoringNight:
     """Everything as of the end of a UTC day."""
 
     warehouse: Warehouse
@@ -40,7 +41,7 @@ class Night:
     offers: Offers
 
     @classmethod
-    def of(cls, warehouse: Warehouse, config: Config, account: Account) -> Night:
+    def of(cls, warehouse: Warehouse, config: Config, account: Account) -> ScoringNight:
         """DataError where there is no champion, no session or nothing to offer; UsageError for a day that no event reaches, or is to come."""
         model = champion(warehouse)
         require_session_features(warehouse, model.config.features, f"model {model.model_id}")
@@ -94,6 +95,7 @@ class Night:
         columns = self.config.ingest.columns
         return columns.session is not None and columns.session == columns.user
 
+    @cached_property
     def origin(self) -> dict[str, Any]:
         """What the night's rows are made from."""
         config = self.config
@@ -129,12 +131,12 @@ class Night:
     def origin_of_memory(self) -> dict[str, Any]:
         """And to which table of predictions user_memory belongs."""
         there = self.warehouse.exists(PREDICTIONS)
-        return {**self.origin(), "predictions_table": self.warehouse.log(PREDICTIONS).table_id if there else None}
+        return {**self.origin, "predictions_table": self.warehouse.log(PREDICTIONS).table_id if there else None}
 
     def is_made(self, made: dict[str, Any] | None) -> bool:
         """Whether the tables hold this night already; `made` is the origin of user_memory."""
         if self.is_earlier:
-            return self.warehouse.origin(PREDICTIONS) == self.origin()
+            return self.warehouse.origin(PREDICTIONS) == self.origin
         return made == self.origin_of_memory()
 
     def is_whole(self, made: dict[str, Any] | None) -> bool:
@@ -159,11 +161,6 @@ class Night:
         if self.warehouse.is_laid_out_otherwise(USER_MEMORY):
             return "an earlier version of this program made user_memory, with other columns"
         return ""
-
-
-def end_of(day: date) -> datetime:
-    """The midnight after it."""
-    return datetime.combine(day + timedelta(days=1), datetime.min.time())
 
 
 def known_vocabulary(warehouse: Warehouse, model: Champion) -> DataFrame:

@@ -6,7 +6,8 @@ from py4j.protocol import Py4JError
 from pyspark.sql.types import StructType
 
 from llm_spark.schemas import PREDICTIONS, TABLES, USER_MEMORY
-from llm_spark.tables.warehouse import PREDICTIONS_CURRENT, Warehouse, current_predictions
+from llm_spark.tables.current import PREDICTIONS_CURRENT, current_predictions
+from llm_spark.tables.warehouse import Warehouse
 
 
 class Catalog:

@@ -31,17 +31,12 @@ from pyspark.sql import functions as F
 
 from llm_spark.errors import UserError
 from llm_spark.schemas import PREDICTIONS, RUNS, TABLES, USER_MEMORY, Table
+from llm_spark.tables.current import PREDICTIONS_CURRENT, current_predictions
 from llm_spark.tables.failures import storage_failure
 from llm_spark.tables.lock import locked
 from llm_spark.tables.log import TableLog
 from llm_spark.tables.maintenance import KEEP_LOG, data_files, files_of_version, readable_versions, row_groups, settings
-from llm_spark.tokens import ABSTAINED, FALLBACK, FROM_MODEL, WITHDRAWN
 
-PREDICTIONS_CURRENT = "predictions_current"
-PREDICTIONS_CURRENT_IS = (
-    "a view of predictions: each user's list of his newest day, without users of whom that day says that there is none; user_id is null in the "
-    "list for whoever comes for the first time"
-)
 _MAX_PARTITIONS_NAMED = 400
 # A session set to dynamic overwriting would leave the partitions that the new rows do not touch.
 _WHOLE = ("partitionOverwriteMode", "static")
@@ -133,7 +128,7 @@ class Warehouse:
     def replace(self, table: Table, rows: DataFrame, origin: Mapping[str, Any]) -> None:
         """Put `rows` in place of the whole table in one commit, noting what they were made from."""
         is_new = self._create(table)
-        writer = _conform(rows, table).write.format("delta").mode("overwrite").option(*_WHOLE)
+        writer = conformed(rows, table).write.format("delta").mode("overwrite").option(*_WHOLE)
         if not is_new and self.is_laid_out_otherwise(table):
             writer = writer.option("overwriteSchema", "true").partitionBy(*table.partition_by)
         with row_groups(self.spark, table), self._several_files_open():
@@ -143,7 +138,7 @@ class Warehouse:
         """Put `rows`, which must all meet `predicate`, in place of the rows that meet it, in one commit, noting what they were made from."""
         self._create(table)
         writer = (
-            _conform(rows, table)
+            conformed(rows, table)
             .write.format("delta")
             .mode("overwrite")
             .option(*_WHOLE)
@@ -156,23 +151,23 @@ class Warehouse:
     def insert_new(self, table: Table, rows: DataFrame, key: str) -> None:
         """Insert the rows whose `key` is not in the table; the keys of `rows` must be distinct."""
         is_new = self._create(table)
-        conformed = _conform(rows, table)
+        new_rows = conformed(rows, table)
         if is_new:
             # One file a partition: each task would otherwise write a file into each.
-            spread = conformed.repartition(*table.partition_by) if table.partition_by else conformed
+            spread = new_rows.repartition(*table.partition_by) if table.partition_by else new_rows
             spread.write.format("delta").mode("append").save(self.path(table))
             return
-        condition = f"old.{key} = new.{key}{self._partition_filter(table, conformed)}"
+        condition = f"old.{key} = new.{key}{self._partition_filter(table, new_rows)}"
         target = DeltaTable.forPath(self.spark, self.path(table)).alias("old")
-        target.merge(conformed.alias("new"), condition).whenNotMatchedInsertAll().execute()
+        target.merge(new_rows.alias("new"), condition).whenNotMatchedInsertAll().execute()
 
     def upsert(self, table: Table, rows: DataFrame, key: str) -> None:
         """Insert the rows whose `key` is new and replace the others; the keys of `rows` must be distinct."""
         if self._create(table):
-            _conform(rows, table).write.format("delta").mode("append").save(self.path(table))
+            conformed(rows, table).write.format("delta").mode("append").save(self.path(table))
             return
         target = DeltaTable.forPath(self.spark, self.path(table)).alias("old")
-        merge = target.merge(_conform(rows, table).alias("new"), f"old.{key} = new.{key}")
+        merge = target.merge(conformed(rows, table).alias("new"), f"old.{key} = new.{key}")
         merge.whenMatchedUpdateAll().whenNotMatchedInsertAll().execute()
 
     def delete(self, table: Table, condition: Column) -> None:
@@ -186,7 +181,7 @@ class Warehouse:
     def append(self, table: Table, rows: DataFrame, write_id: str) -> None:
         """Append; a repetition under the same `write_id` is ignored."""
         self._create(table)
-        writer = _conform(rows, table).write.format("delta").mode("append").option("mergeSchema", "true")
+        writer = conformed(rows, table).write.format("delta").mode("append").option("mergeSchema", "true")
         writer.option("txnAppId", write_id).option("txnVersion", 1).save(self.path(table))
 
     def create(self, table: Table, properties: Mapping[str, str] | None = None) -> bool:
@@ -211,7 +206,7 @@ class Warehouse:
         """Append as the writer's `turn`-th commit. Delta leaves it out where that turn is taken, and refuses it where another run commits
         a turn of this writer at the same time: what was found new to the table before may not be any more."""
         self._create(table)
-        appender = _conform(rows, table).write.format("delta").mode("append")
+        appender = conformed(rows, table).write.format("delta").mode("append")
         try:
             appender.option("txnAppId", writer).option("txnVersion", turn).save(self.path(table))
         except Exception as error:
@@ -232,7 +227,7 @@ class Warehouse:
         """
         is_new = self._create(table)
         before, note = self.version(table), json.dumps({"write": uuid.uuid4().hex, "turn": turn})
-        overwriter = _conform(rows, table).write.format("delta").mode("overwrite").option(*_WHOLE)
+        overwriter = conformed(rows, table).write.format("delta").mode("overwrite").option(*_WHOLE)
         if not is_new and self.is_laid_out_otherwise(table):
             overwriter = overwriter.option("overwriteSchema", "true")
         in_turn = overwriter.option("txnAppId", writer).option("txnVersion", turn).option("userMetadata", note)
@@ -359,7 +354,7 @@ class Warehouse:
         return f"{pruned} AND old.{column} IN ({named})"
 
 
-def _conform(rows: DataFrame, table: Table) -> DataFrame:
+def conformed(rows: DataFrame, table: Table) -> DataFrame:
     """The table's columns in the table's order and types, with their comments."""
     return rows.select(
         [
@@ -367,24 +362,6 @@ def _conform(rows: DataFrame, table: Table) -> DataFrame:
             for field in table.schema.fields
         ]
     )
-
-
-def current_predictions(has_memory: bool) -> str:
-    """The query of `predictions_current`. Whoever reads while a night is written sees each user's old list or the new one, whole.
-
-    What the champion keeps of a user (user_memory) says up to which day his lists are its own: later ones are of a night that was killed, or of
-    a day of the past that was asked for since. Who has no memory, and whom the model does not know, has the newest list there is.
-    """
-    known = (
-        "LEFT JOIN (SELECT user_id, as_of_date AS known_until FROM user_memory) USING (user_id)" if has_memory else ""
-    )
-    of_now = f"WHERE known_until IS NULL OR as_of_date <= known_until OR source = '{FALLBACK}'" if has_memory else ""
-    beside = ", known_until" if has_memory else ""
-    return f"""
-SELECT * EXCEPT (newest_date{beside})
-FROM (SELECT *, max(as_of_date) OVER (PARTITION BY user_id) AS newest_date FROM predictions {known} {of_now})
-WHERE as_of_date = newest_date AND coalesce(source, '{FROM_MODEL}') NOT IN ('{ABSTAINED}', '{WITHDRAWN}')
-"""
 
 
 def sql(warehouse: Warehouse, query: str) -> DataFrame:

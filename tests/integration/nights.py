@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from pyspark.sql import functions as F
@@ -10,17 +11,10 @@ from pyspark.sql import functions as F
 from llm_spark.schemas import DATA_QUALITY, LOCKS, RUNS, TABLES
 from llm_spark.simulation import SimulationConfig, write_logs
 from llm_spark.tables.warehouse import Warehouse
+from tests.integration.conftest import SIMULATION as CHAIN
 from tests.killing import settings_file, table_rows
 
-SIMULATION = SimulationConfig(
-    num_users=60,
-    num_items=60,
-    num_days=8,
-    num_tastes=4,
-    num_intents=3,
-    items_per_intent=25,
-    mean_sessions_per_user=5.0,
-)
+SIMULATION = replace(CHAIN, num_users=60)
 """From 2025-01-06 to 2025-01-13, a file a day, some of whose events are a day or more late."""
 
 SETTINGS = [

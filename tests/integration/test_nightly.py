@@ -22,8 +22,9 @@ from llm_spark.pipelines.nightly import nightly
 from llm_spark.pipelines.registry.aliases import read_models
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import DATA_QUALITY, MODELS, PREDICTIONS, RUNS, TABLES
+from llm_spark.tables.current import PREDICTIONS_CURRENT
 from llm_spark.tables.lease import held
-from llm_spark.tables.warehouse import PREDICTIONS_CURRENT, Warehouse, sql
+from llm_spark.tables.warehouse import Warehouse, sql
 from tests.integration.nights import SETTINGS, Logs, last_outcome
 
 

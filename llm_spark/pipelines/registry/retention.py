@@ -6,15 +6,14 @@ its weights.
 
 from __future__ import annotations
 
-from pyspark.sql import functions as F
-
 from llm_spark.files import locate
 from llm_spark.model.artifact import discard_artifact
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.registry.aliases import ARCHIVED, Models, change, read_models, without_artifacts
 from llm_spark.pipelines.training_folder import TrainingFolder
 from llm_spark.schemas import MODELS, PREDICTIONS
-from llm_spark.tables.warehouse import Warehouse
+from llm_spark.tables.current import PREDICTIONS_CURRENT
+from llm_spark.tables.warehouse import Warehouse, sql
 
 
 def remove_artifacts(warehouse: Warehouse, num_kept: int, account: Account) -> None:
@@ -46,9 +45,10 @@ def spare_artifacts(models: Models, num_kept: int) -> set[str]:
 
 
 def _named_by_current_predictions(warehouse: Warehouse) -> set[str]:
-    by_user = warehouse.read_or_empty(PREDICTIONS).groupBy("user_id")
-    newest = by_user.agg(F.max_by("model_id", "as_of_date").alias("model_id"))
-    return {row["model_id"] for row in newest.distinct().collect()}
+    if not warehouse.exists(PREDICTIONS):
+        return set()
+    served = sql(warehouse, f"SELECT DISTINCT model_id FROM {PREDICTIONS_CURRENT}")
+    return {row["model_id"] for row in served.collect()}
 
 
 def _folders(warehouse: Warehouse) -> set[str]:

@@ -1,0 +1,29 @@
+"""The view `predictions_current`: which of a user's lists is served."""
+
+from __future__ import annotations
+
+from llm_spark.tokens import ABSTAINED, FALLBACK, FROM_MODEL, WITHDRAWN
+
+PREDICTIONS_CURRENT = "predictions_current"
+PREDICTIONS_CURRENT_IS = (
+    "a view of predictions: each user's list of his newest day, without users of whom that day says that there is none; user_id is null in the "
+    "list for whoever comes for the first time"
+)
+
+
+def current_predictions(has_memory: bool) -> str:
+    """The query of `predictions_current`. Whoever reads while a night is written sees each user's old list or the new one, whole.
+
+    What the champion keeps of a user (user_memory) says up to which day his lists are its own: later ones are of a night that was killed, or of
+    a day of the past that was asked for since. Who has no memory, and whom the model does not know, has the newest list there is.
+    """
+    known = (
+        "LEFT JOIN (SELECT user_id, as_of_date AS known_until FROM user_memory) USING (user_id)" if has_memory else ""
+    )
+    of_now = f"WHERE known_until IS NULL OR as_of_date <= known_until OR source = '{FALLBACK}'" if has_memory else ""
+    beside = ", known_until" if has_memory else ""
+    return f"""
+SELECT * EXCEPT (newest_date{beside})
+FROM (SELECT *, max(as_of_date) OVER (PARTITION BY user_id) AS newest_date FROM predictions {known} {of_now})
+WHERE as_of_date = newest_date AND coalesce(source, '{FROM_MODEL}') NOT IN ('{ABSTAINED}', '{WITHDRAWN}')
+"""
