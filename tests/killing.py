@@ -124,6 +124,11 @@ def table_rows(
     return found
 
 
+def without_speeds(training_metrics: list[str]) -> list[str]:
+    """The rows as text, but for what was measured in seconds."""
+    return [row for row in training_metrics if "'tokens_per_second'" not in row]
+
+
 def _text(value: Any, num_digits: int | None) -> str:
     if num_digits is None:
         return repr(value)

@@ -82,8 +82,7 @@ def run_rank(function: RankFunction, argument: Any, settings: RankSettings) -> N
         by_user = isinstance(error, UserError | ReaderError)
         line = text if by_user or isinstance(error, PeerLostError) else f"{type(error).__name__}: {text}"
         record = RankRecord(rank, FAILED, line, is_user_error=by_user, was_waiting=isinstance(error, PeerLostError))
-    if watchdog.release():
-        folder.write_end(record)
+    watchdog.end(lambda: folder.write_end(record))
     if record.status == FAILED:
         # Not sys.exit: the process group's threads may keep a broken process alive.
         sys.stderr.flush()

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from llm_spark.training.records import STOPPED, STUCK
 
 CHECK_SECONDS = 0.5
+RECORD_SECONDS = 10.0
+"""How long one thread may take to write the last record while another waits to end the process."""
 
 
 class Watchdog:
@@ -29,6 +31,7 @@ class Watchdog:
         self._what = "starting"
         self._waiting = False
         self._ended = threading.Lock()
+        self._recorded = threading.Event()
         self._parent_pid = os.getppid()
         self._read_end, write_end = os.pipe()
         os.set_blocking(write_end, False)
@@ -45,9 +48,13 @@ class Watchdog:
         """Say whether the rank waits for others."""
         self._waiting = waiting
 
-    def release(self) -> bool:
-        """Take over the right to write the last record; False when the watchdog has it already."""
-        return self._ended.acquire(blocking=False)
+    def end(self, write_record: Callable[[], None]) -> None:
+        """Write the last record of the process, or wait for it where another thread has begun to: who returns may end the process."""
+        if self._ended.acquire(blocking=False):
+            write_record()
+            self._recorded.set()
+        else:
+            self._recorded.wait(RECORD_SECONDS)
 
     def _watch(self) -> None:
         while True:
@@ -63,6 +70,5 @@ class Watchdog:
                 )
 
     def _end(self, status: str, error: str) -> None:
-        if self.release():
-            self._report(status, error, self._waiting)
+        self.end(lambda: self._report(status, error, self._waiting))
         os._exit(1)

@@ -12,7 +12,7 @@ from llm_spark.schemas import DATA_QUALITY, LOCKS, RUNS, TABLES
 from llm_spark.simulation import SimulationConfig, write_logs
 from llm_spark.tables.warehouse import Warehouse
 from tests.integration.conftest import SIMULATION as CHAIN
-from tests.killing import settings_file, table_rows
+from tests.killing import settings_file, table_rows, without_speeds
 
 SIMULATION = replace(CHAIN, num_users=60)
 """From 2025-01-06 to 2025-01-13, a file a day, some of whose events are a day or more late."""
@@ -59,9 +59,7 @@ def rows_of(warehouse: Warehouse) -> dict[str, list[str]]:
     """Every table's rows but for times and run ids, and but for what tells of runs."""
     there = [table for table in TABLES.values() if table.name not in _NOT_COMPARED and warehouse.exists(table)]
     found = table_rows(warehouse, *there, without=_NOT_OF_THE_NIGHT, num_digits=_NUM_DIGITS)
-    # Measured in seconds.
-    metrics = [row for row in found.get("training_metrics", []) if "'tokens_per_second'" not in row]
-    return found | {"training_metrics": metrics}
+    return found | {"training_metrics": without_speeds(found.get("training_metrics", []))}
 
 
 def last_outcome(warehouse: Warehouse, stage: str) -> tuple[str, str | None]:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_spark.schemas import DATA_QUALITY, PREDICTIONS, RUNS, TABLES, TRAINING_METRICS, USER_MEMORY
+from llm_spark.schemas import DATA_QUALITY, PREDICTIONS, RUNS, TABLES, USER_MEMORY
 from llm_spark.tables.warehouse import Warehouse
 from tests.integration.training_victim import are_equal, weights
+from tests.killing import table_rows, without_speeds
 
-OF_THE_RUN = {"run_id", "ingested_at", "scored_at", "created_at", "changed_at", "at", "moves", "code_version"}
-"""Columns that tell when, by which run and by which program a row was written."""
+OF_THE_RUN = ("scored_at", "created_at", "changed_at", "at", "moves", "code_version")
+"""Columns that tell when and by which program a row was written."""
 SETTINGS = "config"
 """Of a model, with those that have no part in it; its model_id stands for the others."""
 SCORES = ["score", "probability"]
@@ -22,15 +23,9 @@ SCORE_TOLERANCE = 1e-5
 
 def rows(warehouse: Warehouse) -> dict[str, list[str]]:
     """Of every table: its rows as text, in order, without the scores and what differs from run to run."""
-    found = {}
-    for table in TABLES.values():
-        if table in (RUNS, DATA_QUALITY) or not warehouse.exists(table):
-            continue
-        kept = warehouse.read(table).drop(*OF_THE_RUN, SETTINGS, *SCORES, MEMORY)
-        if table is TRAINING_METRICS:
-            kept = kept.where("name <> 'tokens_per_second'")
-        found[table.name] = sorted(map(str, kept.collect()))
-    return found
+    there = [t for t in TABLES.values() if t not in (RUNS, DATA_QUALITY) and warehouse.exists(t)]
+    found = table_rows(warehouse, *there, without=(*OF_THE_RUN, SETTINGS, *SCORES, MEMORY))
+    return found | {"training_metrics": without_speeds(found["training_metrics"])}
 
 
 def scores(warehouse: Warehouse) -> np.ndarray:
