@@ -74,17 +74,19 @@ def _known(night: Night, training: Training) -> Iterator[tuple[str, str]]:
     warehouse, config = night.warehouse, night.config
     yield "training", f"{training.action}: {training.reason}"
     stages = {"sequences": config, "train": training.config(config)} if training.is_due else {}
-    if night.has_challenger() or training.is_due:
-        stages["evaluate"] = config
-    stages |= {"score": config, "report": config}
+    stages |= {"evaluate": config, "score": config, "report": config}
     follows = ""
     for stage, settings in stages.items():
         if follows and stage != "report":
             yield stage, f"would follow what {follows} brings"
-            continue
-        work, why = examined(stage, warehouse, settings)
-        yield stage, f"would {work}" if work else f"nothing to do, {why}"
-        follows = follows or (stage if work else "")
+        elif stage == "evaluate" and not night.evaluates(training.is_due):
+            yield stage, "nothing to do, no model waits for the gate"
+        elif stage == "score" and not night.scores(training.is_due):
+            yield stage, f"nothing to do, {night.refused_model()}"
+        else:
+            work, why = examined(stage, warehouse, settings)
+            yield stage, f"would {work}" if work else f"nothing to do, {why}"
+            follows = follows or (stage if work else "")
 
 
 def _unseen(warehouse: Warehouse, config: Config, after: str) -> Iterator[tuple[str, str]]:

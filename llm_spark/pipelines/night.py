@@ -69,6 +69,14 @@ class Night:
     def has_champion(self) -> bool:
         return read_models(self.warehouse).champion is not None
 
+    def evaluates(self, has_trained: bool) -> bool:
+        """Whether a model waits for the gate, or one of tonight's is measured without any."""
+        return self.has_challenger() or (has_trained and not self.config.gate.enabled)
+
+    def scores(self, has_trained: bool) -> bool:
+        """Whether there is a model to score with: not where the only one was refused tonight, which is told at the night's end."""
+        return self.has_champion() or not (has_trained and self.refused_model())
+
     def refused_model(self) -> str:
         """What the gate said against the newest model, if that is of these very sequences, tonight or before this run was repeated; empty where
         it was not refused."""

@@ -31,12 +31,12 @@ def nightly(warehouse: Warehouse, config: Config) -> None:
         if training.is_due:
             night.step("sequences")
             night.step("train", training.config(night.config))
-        if night.has_challenger() or (training.is_due and not config.gate.enabled):
+        if night.evaluates(training.is_due):
             night.step("evaluate", goes_on_refused=True)
-        refused_model = night.refused_model() if training.is_due else ""
-        if night.has_champion() or not refused_model:
+        if night.scores(training.is_due):
             night.step("score")
         night.step("report")
         night.finish(training.reason)
+        refused_model = night.refused_model() if training.is_due else ""
         if refusals := [refusal for refusal in (night.refused_files(), refused_model) if refusal]:
             raise DataError("; and ".join(refusals))

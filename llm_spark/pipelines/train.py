@@ -67,7 +67,6 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
                 f"model {model.model_id} was trained on this data with these settings already{state}"
             )
             return
-    account.begin(f"train on sequences v{versions[SEQUENCES.name]}, unless the model that this makes is known")
     splits = _splits(warehouse)
     sizes = {
         "num_tokens": _num_tokens(warehouse, VOCABULARY, versions),
@@ -85,6 +84,7 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
     if earlier is not None and (judgement := _judgement(earlier, config)):
         account.nothing_to_do = f"model {model_id}, trained on this data with these settings, {judgement}"
         return
+    account.begin(f"train model {model_id} on sequences v{versions[SEQUENCES.name]}, or take it where it is whole")
     if earlier is not None and is_whole(warehouse, earlier):
         alias = _register(warehouse, config, model_id)
         account.remarks.append(f"model {model_id}, trained earlier on this data with these settings, is {alias} again")

@@ -25,6 +25,7 @@ from llm_spark.schemas import DATA_QUALITY, MODELS, PREDICTIONS, RUNS, TABLES
 from llm_spark.tables.current import PREDICTIONS_CURRENT
 from llm_spark.tables.lease import held
 from llm_spark.tables.warehouse import Warehouse, sql
+from tests.integration.conftest import Chain
 from tests.integration.nights import SETTINGS, Logs, last_outcome
 
 
@@ -142,6 +143,31 @@ def test_a_refused_model_does_not_stop_the_night_and_is_told_again(second_night:
     with pytest.raises(DataError, match="was refused"):
         nightly(place.warehouse, strict)
     assert place.versions() == before
+
+
+def test_a_night_whose_only_model_is_refused_scores_nothing_and_says_so(
+    chain: Chain, chain_until: Callable[[str], Warehouse]
+) -> None:
+    warehouse = chain_until("sequences")
+    strict = chain.with_settings("gate.enabled=true", "gate.beats_popularity=interval", "train.num_epochs=0.02")
+    told = r"^model \w+ was refused: .*; no model is champion; `llm-spark models promote \w+` overrules the gate$"
+    with pytest.raises(DataError, match=told):
+        nightly(warehouse, strict)
+    steps = [row["stage"] for row in warehouse.read(RUNS).where("night_id > ''").orderBy("started_at").collect()]
+    assert [step for step in steps if step in ("drift", "train", "evaluate", "score", "report")] == [
+        "drift",
+        "train",
+        "evaluate",
+        "report",
+    ]
+    assert last_outcome(warehouse, "nightly")[0] == "refused"
+    assert not warehouse.exists(PREDICTIONS)
+    planned = dict(plan(warehouse, strict))
+    assert "; no model is champion; " in planned["score"]
+    assert all(what.startswith("nothing to do") for step, what in planned.items() if step != "training"), planned
+    with pytest.raises(DataError, match=told):
+        nightly(warehouse, strict)
+    assert not warehouse.exists(PREDICTIONS)
 
 
 def test_an_earlier_night_is_scored_by_a_champion_that_knows_more_and_trains_none(second_night: Place) -> None:
