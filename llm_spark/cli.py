@@ -6,6 +6,7 @@ Exit codes: 0 done or nothing to do, 1 failed, 2 wrong usage or config, 3 the da
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,6 +24,9 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     stage: ("ingest",) if stage in ("ingest", "sessionize", "score", "nightly") else ()
     for stage in (*STAGES, "nightly")
 }
+
+_SETTING = re.compile(r"[A-Za-z_][\w.]*=")
+"""Begins a setting, and no query."""
 
 _MODEL_ACTIONS = {
     "list": ("", "every model, with its alias and why it has it"),
@@ -190,7 +194,13 @@ def _with_spark(loaded: Config, work: Callable) -> None:
 def _run_sql(given: argparse.Namespace) -> None:
     from llm_spark.pipelines.query import print_query
 
-    _with_spark(_load(given), lambda warehouse: print_query(warehouse, given.query, given.format, given.max_rows))
+    # Settings may stand on either side of the query.
+    words = [given.query, *given.overrides]
+    given.overrides = [word for word in words if _SETTING.match(word)]
+    queries = [word for word in words if not _SETTING.match(word)]
+    if len(queries) != 1:
+        raise UsageError("give one query, in quotes: " + (f"got {', '.join(queries)}" if queries else "there is none"))
+    _with_spark(_load(given), lambda warehouse: print_query(warehouse, queries[0], given.format, given.max_rows))
 
 
 def _run_serve(given: argparse.Namespace) -> None:
