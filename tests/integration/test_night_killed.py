@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from pyspark.sql import SparkSession
@@ -10,14 +11,13 @@ from llm_spark import config as settings
 from llm_spark.pipelines.nightly import nightly
 from llm_spark.schemas import MODELS
 from llm_spark.tables.warehouse import Warehouse
+from tests.conftest import FOR_FEW_ROWS
 from tests.integration.nights import SETTINGS, Logs, rows_of
 from tests.killing import Victim
 
 # Files of as many rows, so that a model is trained on the same batches.
-AS_THE_TESTS = [
-    "spark.master=local[2]",
-    "spark.conf={spark.sql.adaptive.enabled: 'false', spark.default.parallelism: '2'}",
-]
+_CONF = {"spark.sql.adaptive.enabled": "false", "spark.default.parallelism": "2", **FOR_FEW_ROWS}
+AS_THE_TESTS = ["spark.master=local[2]", f"spark.conf={json.dumps(_CONF)}"]
 
 
 def test_a_night_killed_in_training_and_again_in_score_ends_as_one_that_never_was(

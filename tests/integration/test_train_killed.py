@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from pyspark.sql import SparkSession
 
 from llm_spark.pipelines.stages import run_stage
@@ -43,12 +44,24 @@ def instants(warehouse: Path) -> dict[str, Callable[[], bool]]:
     }
 
 
-def test_a_run_killed_at_every_stage_of_its_life_ends_in_the_weights_of_one_that_never_was(
-    chain: Chain, chain_until: Callable[[str], Warehouse]
+# Each kill costs a JVM's start.
+@pytest.mark.parametrize(
+    "struck",
+    [
+        ("between steps", "before the model is registered"),
+        pytest.param(
+            ("as rank 0 begins", "between steps", "in a checkpoint", "in the artifact"), marks=pytest.mark.slow
+        ),
+    ],
+    ids=["twice", "again and again"],
+)
+def test_a_run_killed_at_stages_of_its_life_ends_in_the_weights_of_one_that_never_was(
+    chain: Chain, chain_until: Callable[[str], Warehouse], struck: tuple[str, ...]
 ) -> None:
     warehouse = chain_until("sequences")
     folder = Path(warehouse.root)
-    for name, is_time in instants(folder).items():
+    for name in struck:
+        is_time = instants(folder)[name]
         shutil.rmtree(folder / "models", ignore_errors=True)  # what a killed run left there is not what to wait for
         victim = Victim("train", chain.config_file, folder, *SMALL_MODEL, AFTER_EVERY_STEP)
         # The driver alone in one case: its ranks must end by themselves, and disturb nobody until they do.
