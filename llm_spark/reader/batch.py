@@ -18,6 +18,7 @@ from .columns import Column, no_rows, values_of
 from .plan import IntArray
 from .schedule import Slab
 
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 TextArray = npt.NDArray[np.object_]
 _RUN_ROWS = 16_384
 """Rows put in order at a time, one such run ahead: their memory is freed when their last batch is."""
@@ -48,6 +49,11 @@ class Ragged:
 
     def padded(self, value: float = 0) -> torch.Tensor:
         """[B, T] with `value` behind each row's end: for the last step before a kernel that needs a rectangle."""
+        if self.values.dtype in _SIGNED:
+            # torch has the type, and few operations on it. The same bits are a number of the other, up to the sign.
+            signed = _SIGNED[self.values.dtype]
+            bits = torch.tensor(int(value), dtype=self.values.dtype).view(signed)
+            return Ragged(self.values.view(signed), self.offsets).padded(bits.item()).view(self.values.dtype)
         lengths_B = self.lengths
         longest = int(lengths_B.max()) if self.num_rows else 0
         mask_BT = torch.arange(longest, device=lengths_B.device) < lengths_B[:, None]

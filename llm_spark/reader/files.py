@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -18,11 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from .errors import ReaderError, ReadError, SnapshotError
+from .errors import ReaderError, SnapshotError
+from .storage import first_line, in_threads, retried
 
 T = TypeVar("T")
-_FIRST_BACKOFF_SECONDS = 0.1
-_LONGEST_BACKOFF_SECONDS = 10.0
 _FOOTER_THREADS = 16
 _CACHED_FOOTERS = 256
 _LOCAL = LocalFileSystem()
@@ -60,12 +58,14 @@ class Files:
         paths: local paths or fsspec URLs, in the order of the snapshot.
         of_what: what they are the files of, for messages, such as "version 7 of s3://b/t".
         num_attempts: how often a read is tried before it counts as failed.
+        stall_seconds: how long none of the footers or lengths that are read together may come.
         storage_options: passed on to fsspec.
     """
 
     paths: tuple[str, ...]
     of_what: str
     num_attempts: int
+    stall_seconds: float
     storage_options: Mapping[str, Any] = field(default_factory=dict)
 
     def require_reachable_from_other_processes(self) -> None:
@@ -87,23 +87,28 @@ class Files:
             SnapshotError: a file is missing or is no Parquet file.
             ReadError: a file could not be read.
         """
-        with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
-            return list(threads.map(self._footer, range(len(self.paths))))
+        what = f"the footers of {self.of_what}"
+        return in_threads(self._footer, range(len(self.paths)), _FOOTER_THREADS, self.stall_seconds, what)
 
     def row_lengths(self, column: str, footers: Sequence[Footer], num_threads: int) -> list[npt.NDArray[np.int32]]:
-        """For each row group, in the order of the snapshot, the number of values in each row of a list column."""
+        """For each row group, in the order of the snapshot, the number of values in each row of a list column.
+
+        Raises as `footers`.
+        """
         groups = [(file, group) for file, footer in enumerate(footers) for group in range(len(footer.group_rows))]
 
-        def lengths_of(file_and_group: tuple[int, int]) -> npt.NDArray[np.int32]:
+        def lengths_of(file_and_group: tuple[int, int], cancelled: threading.Event) -> npt.NDArray[np.int32]:
             file, group = file_and_group
-            if column not in footers[file].schema.names:
+            schema = footers[file].schema
+            # A writer that saw only nulls gave the column no type.
+            if column not in schema.names or pa.types.is_null(schema.field(column).type):
                 return np.zeros(footers[file].group_rows[group], dtype=np.int32)
-            table = self.read(file, group, [column])
+            table = self.read(file, group, [column], cancelled=cancelled)
             lengths = pc.fill_null(pc.list_value_length(table.column(0)), 0)
             return np.asarray(lengths).astype(np.int32)
 
-        with ThreadPoolExecutor(num_threads) as threads:
-            return list(threads.map(lengths_of, groups))
+        what = f"the lengths of '{column}' in {self.of_what}"
+        return in_threads(lengths_of, groups, num_threads, self.stall_seconds, what)
 
     def read(
         self,
@@ -133,14 +138,14 @@ class Files:
 
         return self._retry(f"row group {group} of {self.paths[file]}", read, cancelled)
 
-    def _footer(self, file: int) -> Footer:
+    def _footer(self, file: int, cancelled: threading.Event) -> Footer:
         def read() -> Footer:
             with self._open(file) as parquet:
                 metadata = parquet.metadata
                 rows = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
                 return Footer(parquet.schema_arrow, rows)
 
-        return self._retry(f"the footer of {self.paths[file]}", read, None)
+        return self._retry(f"the footer of {self.paths[file]}", read, cancelled)
 
     @contextmanager
     def _open(self, file: int, footers: FooterCache | None = None) -> Iterator[pq.ParquetFile]:
@@ -162,30 +167,14 @@ class Files:
         return (_LOCAL, path) if path.startswith("/") else fsspec.core.url_to_fs(path, **self.storage_options)
 
     def _retry(self, what: str, read: Callable[[], T], cancelled: threading.Event | None) -> T:
-        cancelled = cancelled or threading.Event()
-        for attempt in range(1, self.num_attempts + 1):
-            try:
-                return read()
-            except FileNotFoundError as error:
-                raise SnapshotError(
-                    f"{what}: the file is gone though {self.of_what} lists it (VACUUM removes files of old versions): "
-                    "read a newer version, or restore the file"
-                ) from error
-            except pa.ArrowInvalid as error:
-                raise SnapshotError(
-                    f"{what}: not a sound Parquet file ({_first_line(error)}): restore it or rewrite the table"
-                ) from error
-            except PermissionError as error:
-                raise ReadError(f"{what}: permission denied ({_first_line(error)})") from error
-            except OSError as error:
-                backoff_seconds = min(_FIRST_BACKOFF_SECONDS * 2 ** (attempt - 1), _LONGEST_BACKOFF_SECONDS)
-                if attempt == self.num_attempts or cancelled.wait(backoff_seconds):
-                    raise ReadError(
-                        f"{what}: failed {attempt} times, last with {type(error).__name__}: {_first_line(error)}; "
-                        "check the storage, or raise num_attempts"
-                    ) from error
-        raise AssertionError("num_attempts is at least 1")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        try:
+            return retried(what, read, self.num_attempts, cancelled)
+        except FileNotFoundError as error:
+            raise SnapshotError(
+                f"{what}: the file is gone though {self.of_what} lists it (VACUUM removes files of old versions): "
+                "read a newer version, or restore the file"
+            ) from error
+        except pa.ArrowInvalid as error:
+            raise SnapshotError(
+                f"{what}: not a sound Parquet file ({first_line(error)}): restore it or rewrite the table"
+            ) from error

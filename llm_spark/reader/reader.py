@@ -17,9 +17,10 @@ from .files import Files
 from .plan import Batching, EpochPlan, Phase
 from .schedule import Schedule
 from .snapshot import Snapshot
+from .storage import NUM_ATTEMPTS, STALL_SECONDS
 from .worker import WorkerArgs
 
-_STATE_FORMAT = 2
+_STATE_FORMAT = 3
 
 
 class RaggedReader:
@@ -66,7 +67,7 @@ class RaggedReader:
         fill_values: by column, what stands for null.
         storage_options: passed on to fsspec.
         num_attempts: how often a failing read is tried, with a growing pause, before it counts as failed.
-        stall_seconds: fail when no row group has come for this long.
+        stall_seconds: fail when no footer or row group has come for this long.
 
     Raises:
         SnapshotError: no rows; a file is missing, corrupt, or has rows deleted by a deletion vector.
@@ -91,8 +92,8 @@ class RaggedReader:
         pool: Literal["thread", "process"] = "thread",
         fill_values: Mapping[str, Fill] | None = None,
         storage_options: Mapping[str, Any] | None = None,
-        num_attempts: int = 4,
-        stall_seconds: float = 300.0,
+        num_attempts: int = NUM_ATTEMPTS,
+        stall_seconds: float = STALL_SECONDS,
     ) -> None:
         if (batch_rows is None) == (batch_tokens is None):
             raise ReaderError(f"give one of batch_rows and batch_tokens, not {batch_rows} and {batch_tokens}")
@@ -115,7 +116,8 @@ class RaggedReader:
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self._pool, self._num_workers, self._stall_seconds = pool, num_workers, stall_seconds
         self._batching = Batching(batch_rows, batch_tokens, buffer_rows, shuffle, bucket=length_column is not None)
-        self._files = Files(snapshot.files, str(snapshot), num_attempts, dict(storage_options or {}))
+        self._length_column = length_column
+        self._files = Files(snapshot.files, str(snapshot), num_attempts, stall_seconds, dict(storage_options or {}))
         if pool == "process":
             self._files.require_reachable_from_other_processes()
         footers = self._files.footers()
@@ -197,7 +199,7 @@ class RaggedReader:
                 "batch_tokens": batching.batch_tokens,
                 "buffer_rows": batching.buffer_rows,
                 "shuffle": batching.shuffle,
-                "bucket": batching.bucket,
+                "length_column": self._length_column,
             },
             "epoch": epoch,
             "phases": [[phase.world_size, phase.num_steps] for phase in phases],

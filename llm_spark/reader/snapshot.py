@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import SnapshotError
+from .storage import NUM_ATTEMPTS, first_line, retried
+
+T = TypeVar("T")
 
 _COMMIT = re.compile(r"(\d{20})\.json$")
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(?:\.(\d{10})\.(\d{10}))?\.parquet$")
@@ -65,6 +69,7 @@ class Snapshot:
         version: int | None = None,
         partitions: Mapping[str, str | None] | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        num_attempts: int = NUM_ATTEMPTS,
     ) -> Snapshot:
         """The live files of a Delta table.
 
@@ -73,27 +78,32 @@ class Snapshot:
             version: the newest if None.
             partitions: only files whose partition columns have these values, as the log writes them; None is null.
             storage_options: passed on to fsspec.
+            num_attempts: how often a failing read is tried, with a growing pause, before it counts as failed.
 
         Raises:
-            SnapshotError: no Delta table, a version that is not there any more or not yet, or a feature that is not
-            understood.
+            SnapshotError: no Delta table, a version that is not there any more or not yet, a damaged log, or a feature
+            that is not understood.
+            ReadError: the log could not be read.
         """
-        log = _DeltaLog(table, dict(storage_options or {}))
+        log = _DeltaLog(table, dict(storage_options or {}), num_attempts)
         return log.snapshot(version, dict(partitions or {}))
 
 
 class _DeltaLog:
-    def __init__(self, table: str, storage_options: dict[str, Any]) -> None:
-        self._table = table.rstrip("/")
+    def __init__(self, table: str, storage_options: dict[str, Any], num_attempts: int) -> None:
+        self._table, self._num_attempts = table.rstrip("/"), num_attempts
         self._filesystem, self._root = fsspec.core.url_to_fs(self._table, **storage_options)
-        # On an object store fsspec remembers what it listed, and others write commits.
-        self._filesystem.invalidate_cache()
+
+        def listed() -> list[str]:
+            # On an object store fsspec remembers what it listed, and others write commits.
+            self._filesystem.invalidate_cache()
+            return list(self._filesystem.ls(f"{self._root}/_delta_log", detail=False))
+
         try:
-            names = [
-                entry.rsplit("/", 1)[-1] for entry in self._filesystem.ls(f"{self._root}/_delta_log", detail=False)
-            ]
+            entries = retried(f"the log of {self._table}", listed, num_attempts)
         except FileNotFoundError as error:
             raise SnapshotError(f"{table} has no _delta_log folder: give the folder of a Delta table") from error
+        names = [entry.rsplit("/", 1)[-1] for entry in entries]
         self._commits = {int(match[1]): match[0] for name in names if (match := _COMMIT.fullmatch(name))}
         self._checkpoints: dict[int, list[str]] = {}
         for name in sorted(names):
@@ -148,12 +158,26 @@ class _DeltaLog:
                 "and no checkpoint covers it; read a newer version"
             )
         for name in complete.get(start, []):
-            yield from self._checkpoint_actions(name)
+            yield from self._read(name, self._checkpoint_actions)
         for v in needed:
-            with self._filesystem.open(f"{self._root}/_delta_log/{self._commits[v]}", "rb") as commit:
-                yield from (json.loads(line) for line in commit if line.strip())
+            yield from self._read(self._commits[v], self._commit_actions)
 
-    def _checkpoint_actions(self, name: str) -> Iterator[dict[str, Any]]:
+    def _read(self, name: str, actions_of: Callable[[str], list[T]]) -> list[T]:
+        file = f"{self._table}/_delta_log/{name}"
+        try:
+            return retried(file, lambda: actions_of(name), self._num_attempts)
+        except FileNotFoundError as error:
+            raise SnapshotError(f"{file} was removed while the log was read: read a newer version") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, pa.ArrowInvalid) as error:
+            raise SnapshotError(
+                f"{file} is damaged, or not yet written to its end ({first_line(error)}): try again, or restore it"
+            ) from error
+
+    def _commit_actions(self, name: str) -> list[dict[str, Any]]:
+        with self._filesystem.open(f"{self._root}/_delta_log/{name}", "rb") as commit:
+            return [json.loads(line) for line in commit if line.strip()]
+
+    def _checkpoint_actions(self, name: str) -> list[dict[str, Any]]:
         with (
             self._filesystem.open(f"{self._root}/_delta_log/{name}", "rb") as opened,
             pq.ParquetFile(opened) as parquet,
@@ -166,9 +190,11 @@ class _DeltaLog:
                     f"{self._table} has a version 2 checkpoint with sidecars ({name}): "
                     "set delta.checkpointPolicy=classic, or pass the list of files that your engine gives"
                 )
-            for batch in parquet.iter_batches(columns=[action for action in _ACTIONS if action in present]):
-                for row in batch.to_pylist():
-                    yield {action: value for action, value in row.items() if value is not None}
+            return [
+                {action: value for action, value in row.items() if value is not None}
+                for batch in parquet.iter_batches(columns=[action for action in _ACTIONS if action in present])
+                for row in batch.to_pylist()
+            ]
 
     def _refuse_what_is_not_understood(
         self, version: int, metadata: Mapping[str, Any], protocol: Mapping[str, Any]

@@ -355,17 +355,19 @@ def main() -> None:
                 raise AssertionError(f"{rival} delivered {sums} (rows, sum of ids, sum of tokens), ours {expected}")
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
         ratios: dict[str, list[float]] = {name: [] for name in contenders}
+        own_seconds: list[float] = []
         for turn in range(num_turns):
             for rival, contender in contenders.items():
                 if rival == "raw_pyarrow" or turn < num_slow_turns:
-                    ours_seconds = seconds_of(own, num_rows)
+                    own_seconds.append(seconds_of(own, num_rows))
                     seconds[rival].append(seconds_of(contender, num_rows))
-                    ratios[rival].append(seconds[rival][-1] / ours_seconds)
+                    ratios[rival].append(seconds[rival][-1] / own_seconds[-1])
         if streaming is not None:
             streaming.close()
         waiting = waiting_share(files, 40 if arguments.quick else 300)
 
     print(f"{num_rows} rows, batches of {BATCH_ROWS}, {torch.get_num_threads()} torch thread, pyarrow {pa.__version__}")
+    print(f"{'ours':20s} {num_rows / statistics.median(own_seconds):12,.0f} rows/s")
     medians = {name: round(statistics.median(of_name), 2) for name, of_name in ratios.items()}
     for name, ratio in medians.items():
         spread = f"{min(ratios[name]):.2f}..{max(ratios[name]):.2f} over {len(ratios[name])} turns"

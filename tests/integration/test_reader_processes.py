@@ -182,17 +182,25 @@ def test_after_a_kill_the_last_state_gives_exactly_what_was_not_delivered(
 INTERRUPTED = """
 import sys, threading, fsspec
 from llm_spark.reader import RaggedReader
-reader = RaggedReader(sys.argv[1:], ["id"], batch_rows=9)
 from llm_spark.reader import files
-files.Files.read = lambda *_: threading.Event().wait()   # storage that never answers
-print("reading", flush=True)
+what, *paths = sys.argv[1:]
+
+def never_answers(*_, **__):
+    print("reading", flush=True)
+    threading.Event().wait()
+
+if what == "footers":
+    files.Files._footer = never_answers
+reader = RaggedReader(paths[:1], ["id"], batch_rows=9, num_workers=1)
+files.Files.read = never_answers
 for batch in reader.epoch(0):
     pass
 """
 
 
-def test_ctrl_c_ends_a_reader_that_waits_for_storage(table: list[str]) -> None:
-    command = [sys.executable, "-c", INTERRUPTED, *table]
+@pytest.mark.parametrize("what", ["footers", "row groups"])
+def test_ctrl_c_ends_a_reader_that_waits_for_storage(table: list[str], what: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, what, *table]
     environment = {**os.environ, "PYTHONPATH": "."}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     assert process.stdout is not None

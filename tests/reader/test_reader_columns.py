@@ -46,6 +46,9 @@ def lists_of(ragged: Any) -> list[list[float]]:
         (pa.int32(), torch.int32),
         (pa.int64(), torch.int64),
         (pa.uint8(), torch.uint8),
+        (pa.uint16(), torch.uint16),
+        (pa.uint32(), torch.uint32),
+        (pa.uint64(), torch.uint64),
         (pa.float16(), torch.float16),
         (pa.float32(), torch.float32),
         (pa.float64(), torch.float64),
@@ -61,6 +64,20 @@ def test_a_list_of_numbers_arrives_ragged_in_its_own_type(
     ragged = one_batch([file], "x")["x"]
     assert lists_of(ragged) == rows
     assert (ragged.values.dtype, ragged.offsets.dtype) == (dtype, torch.int64)
+    assert ragged.padded(7).tolist() == [[1, 2], [7, 7], [3, 7]]
+    assert ragged.padded().dtype == dtype
+
+
+def test_padding_of_an_unsigned_type_may_be_its_largest_number() -> None:
+    ragged = Ragged(torch.tensor([1, 65_534], dtype=torch.uint16), torch.tensor([0, 0, 2]))
+    assert ragged.padded(65_535).tolist() == [[65_535, 65_535], [1, 65_534]]
+
+
+def test_lengths_of_a_column_that_one_file_has_as_nothing_but_nulls_are_0_there(tmp_path: Path) -> None:
+    full = write(tmp_path / "a.parquet", x=pa.array([[1, 2], [3]], pa.list_(pa.int32())))
+    empty = write(tmp_path / "b.parquet", x=pa.nulls(2))
+    reader = RaggedReader([full, empty], ["x"], batch_tokens=4, length_column="x", shuffle=False)
+    assert sorted(row for batch in reader.epoch(0) for row in lists_of(batch["x"])) == [[], [], [1, 2], [3]]
 
 
 def test_a_fixed_size_list_arrives_ragged_and_its_null_rows_are_empty(tmp_path: Path) -> None:

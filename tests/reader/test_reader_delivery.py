@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from llm_spark.reader import RaggedReader, StateError
@@ -144,6 +146,15 @@ def test_a_state_of_another_seed_or_batching_is_refused_by_name(files: list[str]
     state = reader_of(files).epoch(0).state()
     with pytest.raises(StateError, match=f"written with {named} "):
         reader_of(files, **settings).resume(state)
+
+
+def test_a_state_of_another_length_column_is_refused(tmp_path: Path) -> None:
+    rows = [[1] * (i % 5) for i in range(60)], [[1] * (i * 7 % 9) for i in range(60)]
+    file = str(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"short": pa.array(rows[0]), "long": pa.array(rows[1])}), file)
+    state = RaggedReader([file], ["short"], batch_rows=4, length_column="short").epoch(0).state()
+    with pytest.raises(StateError, match=r"written with batching .*'length_column': 'short'"):
+        RaggedReader([file], ["short"], batch_rows=4, length_column="long").resume(state)
 
 
 def test_a_state_of_other_files_is_refused(files: list[str]) -> None:

@@ -13,9 +13,11 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable, write_deltalake
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from llm_spark.reader import RaggedReader, ReaderError, ReadError, compat, files
+from llm_spark.reader import RaggedReader, ReaderError, ReadError, Snapshot, compat, files, storage
 from tests.reader.tables import ragged_rows, rows_of, write_files
 
 NUM_ROWS = 400
@@ -32,6 +34,7 @@ class FlakyFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
     protocol = "flaky"
     cachable = False
     num_failures = 0
+    failure: type[Exception] = OSError
     num_opens = 0
     gate: threading.Event | None = None
 
@@ -46,15 +49,24 @@ class FlakyFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
             cls.gate.wait()
         if cls.num_failures:
             cls.num_failures -= 1
-            raise OSError("connection reset")
+            raise cls.failure("connection reset")
         return open(path, mode)
+
+    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> Any:
+        self.open("/dev/null").close()
+        return LocalFileSystem().ls(self._strip_protocol(path), detail)
+
+
+class ResetError(Exception):
+    """As botocore's and others': no OSError."""
 
 
 @pytest.fixture
 def flaky(table: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
-    monkeypatch.setattr(files, "_FIRST_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(storage, "_FIRST_BACKOFF_SECONDS", 0.001)
     FlakyFileSystem.num_failures = FlakyFileSystem.num_opens = 0
+    FlakyFileSystem.failure = OSError
     FlakyFileSystem.gate = None
     yield [f"flaky://{path}" for path in table]
     if FlakyFileSystem.gate is not None:
@@ -68,7 +80,12 @@ def num_rows_of(batches: Iterator[Any]) -> int:
 
 
 def worker_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if type(thread).__name__ == "WorkerThread"]
+    """Petastorm's, and the reader's own."""
+    return [
+        thread
+        for thread in threading.enumerate()
+        if type(thread).__name__ == "WorkerThread" or thread.name.startswith("llm_spark reader")
+    ]
 
 
 def test_files_behind_an_fsspec_url_are_read(table: list[str]) -> None:
@@ -86,8 +103,11 @@ def test_a_file_url_is_a_local_file(table: list[str]) -> None:
     assert RaggedReader([f"file://{path}" for path in table], ["id"], batch_rows=9).num_rows == NUM_ROWS
 
 
-def test_a_failing_read_is_tried_again_and_nothing_is_lost(flaky: list[str]) -> None:
+@pytest.mark.parametrize("failure", [OSError, ResetError])
+def test_a_failing_read_is_tried_again_and_nothing_is_lost(flaky: list[str], failure: type[Exception]) -> None:
+    FlakyFileSystem.num_failures, FlakyFileSystem.failure = 3, failure
     reader = RaggedReader(flaky, ["id"], batch_rows=9, num_attempts=4)
+    assert FlakyFileSystem.num_failures == 0
     FlakyFileSystem.num_failures = 3
     ids = [i for batch in reader.epoch(0) for i in batch["id"].tolist()]
     assert sorted(ids) == list(range(NUM_ROWS))
@@ -112,16 +132,49 @@ def test_storage_that_hangs_is_given_up_after_the_stall_limit(flaky: list[str]) 
         list(reader.epoch(0))
 
 
+def test_storage_that_hangs_already_at_the_footers_is_given_up_too(flaky: list[str]) -> None:
+    FlakyFileSystem.gate = threading.Event()
+    with pytest.raises(ReadError, match=r"the footers of the list of files: nothing came for 0.05 s, 0 of 2 are read"):
+        RaggedReader(flaky, ["id"], batch_rows=9, stall_seconds=0.05)
+
+
+def test_a_programming_error_is_not_taken_for_a_fault_of_the_storage(flaky: list[str]) -> None:
+    FlakyFileSystem.num_failures, FlakyFileSystem.failure = 10**6, TypeError
+    with pytest.raises(TypeError):
+        RaggedReader(flaky[:1], ["id"], batch_rows=9)
+    assert FlakyFileSystem.num_opens == 1
+
+
+@pytest.mark.parametrize("failure", [OSError, ResetError])
+def test_a_log_is_read_again_where_the_storage_fails(
+    flaky: list[str], tmp_path: Path, failure: type[Exception]
+) -> None:
+    write_deltalake(str(tmp_path / "t"), pa.table({"id": [1, 2]}))
+    DeltaTable(str(tmp_path / "t")).create_checkpoint()
+    write_deltalake(str(tmp_path / "t"), pa.table({"id": [3]}), mode="append")
+    # The folder's list, the checkpoint, the commit: each fails twice.
+    expected = [str(tmp_path / "t")] * 2
+    FlakyFileSystem.failure = failure
+    for num_failures in (2, 3):
+        FlakyFileSystem.num_failures = num_failures
+        files_ = Snapshot.of_delta(f"flaky://{tmp_path}/t", num_attempts=4).files
+        assert [file.removeprefix("flaky://").rsplit("/", 1)[0] for file in files_] == expected
+        assert FlakyFileSystem.num_failures == 0
+    FlakyFileSystem.num_failures = 10**6
+    with pytest.raises(ReadError, match=r"the log of flaky://.*/t: failed 2 times, last with"):
+        Snapshot.of_delta(f"flaky://{tmp_path}/t", num_attempts=2)
+
+
 @pytest.mark.parametrize("num_batches", [0, 1, 5])
 def test_a_reader_dropped_in_mid_epoch_leaves_no_thread_and_no_open_file(table: list[str], num_batches: int) -> None:
-    before = len(psutil.Process().open_files())
+    before, threads_before = psutil.Process().num_fds(), set(threading.enumerate())
     epoch = RaggedReader(table, ["id"], batch_rows=9, num_workers=4).epoch(0)
     for _ in range(num_batches):
         next(epoch)
-    assert len(worker_threads()) == 4
+    assert len([t for t in worker_threads() if type(t).__name__ == "WorkerThread"]) == 4
     del epoch
-    assert worker_threads() == []
-    assert len(psutil.Process().open_files()) == before
+    assert set(threading.enumerate()) <= threads_before
+    assert psutil.Process().num_fds() == before
 
 
 def test_leaving_the_loop_ends_the_workers(table: list[str]) -> None:

@@ -125,6 +125,15 @@ def commit(table: Path, version: int, *actions: dict[str, Any]) -> None:
     (table / "_delta_log" / f"{version:020d}.json").write_text(lines)
 
 
+@pytest.mark.parametrize("name", [f"{2:020d}.json", f"{1:020d}.checkpoint.parquet"])
+def test_a_damaged_file_of_the_log_is_named(table: Path, name: str) -> None:
+    DeltaTable(str(table), version=1).create_checkpoint()
+    file = table / "_delta_log" / name
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(SnapshotError, match=rf"{name} is damaged, or not yet written to its end \("):
+        Snapshot.of_delta(str(table))
+
+
 def test_deletion_vectors_are_refused_by_name_with_the_remedy(table: Path) -> None:
     actions = [json.loads(line) for line in (table / "_delta_log" / f"{1:020d}.json").read_text().splitlines()]
     add = next(action["add"] for action in actions if "add" in action)

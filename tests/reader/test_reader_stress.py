@@ -12,6 +12,6 @@ from tests.benchmarks.reader_stress import NUM_WORKERS, WORLD_SIZES, read_epoch,
 
 @pytest.mark.parametrize("num_workers", NUM_WORKERS)
 def test_every_epoch_over_all_world_sizes_delivers_the_table_exactly_once(tmp_path: Path, num_workers: int) -> None:
-    files = write_table(tmp_path)
+    snapshot, rows = write_table(tmp_path)
     for epoch, world_size in zip(range(12), itertools.cycle(WORLD_SIZES), strict=False):
-        read_epoch(files, epoch, num_workers, world_size, "thread")
+        read_epoch(snapshot, rows, epoch, num_workers, world_size, "thread")
