@@ -31,7 +31,7 @@ class GateConfig:
     very positions, and is a strong rival on some data."""
     missing_baseline: str = "refuse"
     """Where a baseline that should have been measured was not: refuse, or warn and compare with those that were. Without it nobody knows
-    which one is the best."""
+    which one is the best. Where nothing else speaks against the model it goes on waiting, and the next evaluate tries again."""
 
     def __post_init__(self) -> None:
         known = self.metric is None or re.fullmatch(r"accuracy|(recall|mrr|ndcg)@[1-9]\d*", self.metric)

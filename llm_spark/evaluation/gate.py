@@ -58,19 +58,23 @@ class Decision:
 
     promoted: bool
     sentences: list[str]
+    is_final: bool = True
+    """False where all that speaks against it is what could not be measured: the next run may."""
 
 
 @dataclass(frozen=True)
 class _Finding:
     passed: bool
     sentence: str
+    is_final: bool = True
 
 
 def decide(evidence: Evidence, rules: GateConfig) -> Decision:
     """Every condition is looked at, so that a refusal names all that is wrong at once."""
     findings = list(_findings(evidence, rules))
     promoted = all(finding.passed for finding in findings)
-    return Decision(promoted, [finding.sentence for finding in findings if finding.passed == promoted])
+    telling = [finding for finding in findings if finding.passed == promoted]
+    return Decision(promoted, [f.sentence for f in telling], promoted or any(f.is_final for f in telling))
 
 
 def _findings(evidence: Evidence, rules: GateConfig) -> Iterator[_Finding]:
@@ -111,7 +115,8 @@ def _baselines(evidence: Evidence, rules: GateConfig) -> Iterator[_Finding]:
         rule = rules.beats_popularity if name == POPULARITY else rules.beats_best_baseline
         if rule != NOT_AT_ALL and name not in measured:
             only_warned = rules.missing_baseline == "warn"
-            yield _Finding(only_warned, f"the baseline {name} was not measured{' (warning)' if only_warned else ''}")
+            said = f"the baseline {name} was not measured{' (warning)' if only_warned else ''}"
+            yield _Finding(only_warned, said, is_final=name not in evidence.expected_baselines)
     if rules.beats_popularity != NOT_AT_ALL and POPULARITY in measured:
         yield _better(evidence.metric, POPULARITY, measured[POPULARITY], rules.beats_popularity)
     if rules.beats_best_baseline != NOT_AT_ALL and others:

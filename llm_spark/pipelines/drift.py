@@ -174,7 +174,7 @@ def _calendar(settings: DriftConfig, as_of: date) -> Calendar:
 
 
 def _is_known(calendar: Calendar, window: int, first_day: date) -> bool:
-    return calendar.days(window)[0] >= first_day and not calendar.is_excluded(window)
+    return calendar.days(window)[0] >= first_day and calendar.excluded_day(window) is None
 
 
 def _has_a_past(calendar: Calendar, window: int, first_day: date, settings: DriftConfig) -> bool:

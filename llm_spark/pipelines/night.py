@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from llm_spark.config import Config
-from llm_spark.errors import DataError, Refusal
+from llm_spark.errors import DataError, UserError
 from llm_spark.logs import log
 from llm_spark.pipelines.account import DONE, FAILED, REFUSED, Account
 from llm_spark.pipelines.as_of import AsOf, as_of_sessions
@@ -43,20 +43,21 @@ class Night:
         assert self._as_of is not None
         return self._as_of
 
-    def step(self, stage: str, config: Config | None = None, goes_on_refused: bool = False) -> None:
-        """Run a stage. With `goes_on_refused` what it judged may fail without ending the night."""
+    def step(
+        self, stage: str, config: Config | None = None, survives: tuple[type[UserError], ...] = ()
+    ) -> UserError | None:
+        """Run a stage; returns its error where that is one that does not end the night."""
         self.lease.check()
         try:
             account = run_stage(stage, self.warehouse, config or self.config, night_id=self.night_id)
             self.steps[stage] = f"nothing to do, {account.nothing_to_do}" if account.nothing_to_do else DONE
-        except Refusal as refusal:
-            self.steps[stage] = f"{REFUSED}: {refusal}"
-            if not goes_on_refused:
-                raise
-            log.warning("%s: %s", stage, refusal)
         except BaseException as error:
             self.steps[stage] = f"{REFUSED if isinstance(error, DataError) else FAILED}: {one_line(error)}"
-            raise
+            if not isinstance(error, survives):
+                raise
+            log.warning("%s: %s", stage, error)
+            return error
+        return None
 
     def settle_day(self) -> None:
         """Take the day of the newest event where none is given: all further steps then work as of the same one."""

@@ -17,6 +17,7 @@ from llm_spark.errors import DataError, UserError
 from llm_spark.logs import log, progress
 from llm_spark.model.artifact import discard_artifact
 from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.certificate import require_certificate
 from llm_spark.pipelines.code_version import code_version
 from llm_spark.pipelines.features import require_features
 from llm_spark.pipelines.initial_embedding import initial_embedding
@@ -49,6 +50,7 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
 
     A model is named by its data, its settings and the model it began with: the same again is nothing to do, also where the data lie in
     other files by now, or where it was judged against. A run that was interrupted goes on from its newest checkpoint.
+    DataError where the sequences have no certificate that passes.
     """
     require_package(config.train.track)
     inputs = (SEQUENCES, VOCABULARY, EVENT_TYPES)
@@ -85,6 +87,7 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
         account.nothing_to_do = f"model {model_id}, trained on this data with these settings, {judgement}"
         return
     account.begin(f"train model {model_id} on sequences v{versions[SEQUENCES.name]}, or take it where it is whole")
+    require_certificate(warehouse)
     if earlier is not None and is_whole(warehouse, earlier):
         alias = _register(warehouse, config, model_id)
         account.remarks.append(f"model {model_id}, trained earlier on this data with these settings, is {alias} again")

@@ -149,11 +149,10 @@ class Evaluated:
 
     def calibration(self) -> tuple[str, list[Figure]]:
         """A sentence, and the reliability and abstention plots."""
-        error, raw = self.get("calibration_error"), self.get("calibration_error_uncalibrated")
+        error = self.get("calibration_error")
         said = ""
         if error is not None:
-            said = f"Probabilities are off by {number(error.value)}{interval(error.low, error.high)} on average (expected calibration error)"
-            said += f"; without the fitted temperature it would be {number(raw.value)}." if raw is not None else "."
+            said = f"Probabilities are off by {number(error.value)}{interval(error.low, error.high)} on average (expected calibration error)."
         points = []
         for tenth in range(1, 11):
             confidence, accuracy = (

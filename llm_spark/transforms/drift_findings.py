@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,8 @@ class _Subject:
     of: str = ""
     days_back: int = 0
     """How much earlier its windows are than the calendar's."""
+    days_after: int = 0
+    """Days after a window that have a part in its value."""
 
     @property
     def window(self) -> str:
@@ -65,17 +68,21 @@ class _Subject:
 
     @property
     def windows(self) -> list[int]:
-        """The judged one and the earlier ones that are large enough."""
+        """The judged one and the earlier ones that are large enough and hold no excluded day."""
         least = self.scene.settings.min_users
-        return [0, *(window for window in self.scene.known if self.size_W[window] >= least)]
+        large = (window for window in self.scene.known if self.size_W[window] >= least)
+        return [0, *(window for window in large if self.excluded_day(window) is None)]
+
+    def excluded_day(self, window: int) -> date | None:
+        return self.scene.calendar.moved_back(self.days_back).excluded_day(window, self.days_after)
 
     @property
     def why_unmeasured(self) -> str:
-        calendar, size, least = self.scene.calendar, int(self.size_W[0]), self.scene.settings.min_users
+        size, least = int(self.size_W[0]), self.scene.settings.min_users
         if self.measure in self.scene.absent:
             return self.scene.absent[self.measure]
-        if calendar.is_excluded(0):
-            return f"{calendar.name(0)} is among drift.exclude_dates"
+        if (excluded := self.excluded_day(0)) is not None:
+            return f"{excluded} is among drift.exclude_dates"
         if size == 0:
             return f"no {self.unit} {self.window}"
         unit = self.unit.replace("s ", " ", 1) if size == 1 else self.unit
@@ -187,8 +194,8 @@ class _Volume(_Subject):
 
     @property
     def why_unmeasured(self) -> str:
-        is_excluded = self.scene.calendar.is_excluded(0)
-        return f"{self.window} is among drift.exclude_dates" if is_excluded else ""
+        excluded = self.excluded_day(0)
+        return "" if excluded is None else f"{excluded} is among drift.exclude_dates"
 
     def finding(self, rates: Sequence[float]) -> Finding:
         found = super().finding(rates)
@@ -310,6 +317,7 @@ def _hit_rate(scene: Scene) -> _Share:
         size_W=np.array([float(sums.num_users) for sums in sums_W]),
         unit=f"users with an event within {settings.hit_days} days after predictions as of",
         days_back=settings.hit_days,
+        days_after=settings.hit_days,
         numerator_W=np.array([sums.share if sums.trials else 0.0 for sums in sums_W]) * trials_W,
         trials_W=trials_W,
         side=DOWN,

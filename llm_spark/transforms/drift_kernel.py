@@ -61,9 +61,10 @@ class Calendar:
         last = self.as_of - timedelta(days=window * self.period_days)
         return last - timedelta(days=self.window_days - 1), last
 
-    def is_excluded(self, window: int) -> bool:
+    def excluded_day(self, window: int, days_after: int = 0) -> date | None:
+        """The first day of a window, or of so many days after it, that is excluded; None where none is."""
         first, last = self.days(window)
-        return any(first <= day <= last for day in self.excluded)
+        return min((day for day in self.excluded if first <= day <= last + timedelta(days=days_after)), default=None)
 
     def name(self, window: int) -> str:
         first, last = self.days(window)

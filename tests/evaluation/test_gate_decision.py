@@ -103,6 +103,13 @@ def test_a_refusal_names_all_that_is_wrong_and_nothing_that_is_right() -> None:
     ]
 
 
+def test_what_could_not_be_measured_is_no_final_word_against_a_model() -> None:
+    unmeasured = without("vsknn")
+    assert not decide(replace(GOOD, **unmeasured), RULES).is_final
+    assert decide(replace(GOOD, **unmeasured, over_champion=WORSE), RULES).is_final
+    assert decide(replace(GOOD, **unmeasured, expected_baselines=("popularity",)), RULES).promoted
+
+
 def test_a_missing_baseline_that_is_only_warned_of_is_still_told() -> None:
     rules = replace(RULES, missing_baseline="warn")
     sentences = decide(replace(GOOD, **without("vsknn")), rules).sentences

@@ -83,9 +83,14 @@ def test_a_refused_model_is_neither_trained_nor_judged_again(chain: Chain, copie
     assert run_stage("evaluate", copied, gated(chain)).nothing_to_do
 
 
-def write_leads(warehouse: Warehouse, model_id: str, over_champion: tuple[float, float, float]) -> None:
-    """The rows that evaluate leaves of a model that beats every baseline, and has this lead over the champion."""
-    leads = dict.fromkeys(BASELINES, (0.1, 0.05, 0.15)) | {"champion": over_champion}
+def write_leads(
+    warehouse: Warehouse,
+    model_id: str,
+    over_champion: tuple[float, float, float],
+    baselines: tuple[str, ...] = BASELINES,
+) -> None:
+    """The rows that evaluate leaves of a model that beats these baselines, and has this lead over the champion."""
+    leads = dict.fromkeys(baselines, (0.1, 0.05, 0.15)) | {"champion": over_champion}
     rows = []
     for against, (value, low, high) in leads.items():
         told = {"model_id": model_id, "recommender": "model", "against": against, "slice": "all", "name": METRIC}
@@ -106,6 +111,14 @@ def test_a_challenger_that_loses_no_more_than_the_margin_is_promoted_and_scores(
         change(copied, lambda models: as_challenger(models, models.find(refused), now, "trained"))
 
     challenge()
+    # As if vsknn had run out of memory: that says nothing against the model.
+    write_leads(copied, refused, (-0.004, -0.005, 0.01), ("popularity",))
+    account = Account("evaluate", nothing_to_do="it was measured before")
+    decide_promotion(copied, gated(chain), account)
+    assert account.refusal.startswith(
+        f"model {refused} waits: the baseline vsknn was not measured; `llm-spark evaluate`"
+    )
+    assert read_models(copied).challenger.model_id == refused
     write_leads(copied, refused, (-0.004, -0.02, 0.01))
     # As if one of its ranks had left no record.
     manifest = Path(copied.model_path(refused), "manifest.json")

@@ -72,12 +72,11 @@ def first_night(place: Place) -> Place:
     return place
 
 
-def failing(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this stage end as if the machine had no memory left."""
+def failing(stage: str, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     real: Callable = stages.stage_of
 
     def broken(*_arguments: object) -> None:
-        raise MemoryError("no memory left")
+        raise error
 
     monkeypatch.setattr(stages, "stage_of", lambda name: broken if name == stage else real(name))
 
@@ -106,7 +105,7 @@ def second_night(first_night: Place) -> Place:
     """The night of the 12th fails in score, and is run again."""
     first_night.logs.arrive("2025-01-12")
     with pytest.MonkeyPatch.context() as patch:
-        failing("score", patch)
+        failing("score", patch, MemoryError("no memory left"))
         with pytest.raises(MemoryError, match="no memory left"):
             nightly(first_night.warehouse, first_night.config())
     assert first_night.newest_day_served() == date(2025, 1, 11), "yesterday's are served"
@@ -126,11 +125,18 @@ def test_a_night_that_failed_goes_on_where_it_stopped(second_night: Place) -> No
     assert len(ids) == 2, "each night trained one"
 
 
-def test_a_refused_model_does_not_stop_the_night_and_is_told_again(second_night: Place) -> None:
+def test_neither_a_failed_training_nor_a_refused_model_stops_the_night_and_both_are_told(second_night: Place) -> None:
     place, champion = second_night, read_models(second_night.warehouse).champion
     place.logs.arrive("2025-01-13")
     # No model of these few users is that much better than what is popular.
     strict = place.config("gate.beats_popularity=interval", "train.num_epochs=0.1", "gate.max_loss=0")
+    with pytest.MonkeyPatch.context() as patch:
+        failing("train", patch, UserError("training failed: rank 0 ended without a completion record"))
+        with pytest.raises(UserError, match=r"^training failed: rank 0 ended"):
+            nightly(place.warehouse, strict)
+    assert last_outcome(place.warehouse, "nightly")[0] == "failed"
+    assert place.stages_of("2025-01-13") == ["drift", "sequences", "score", "report"], "the champion scores"
+    assert place.newest_day_served() == date(2025, 1, 13)
     with pytest.raises(DataError, match=f"was refused: .*; champion {champion.model_id} scores; "):
         nightly(place.warehouse, strict)
     assert place.newest_day_served() == date(2025, 1, 13)

@@ -322,7 +322,6 @@ def _calibration() -> Iterator[Estimate]:
             402_117 // tenth**2,
         )
     yield _estimate("model", None, "calibration_error", 0.0123, 0.0011)
-    yield _estimate("model", None, "calibration_error_uncalibrated", 0.0741, 0.0012)
     for place in range(1, 10):
         threshold = place / 10
         yield _estimate("model", None, "answered", 0.9 ** (place * 2.4), 0.002, f"confidence_at_least_{threshold}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import date
+from datetime import date, timedelta
 
 import numpy as np
 import pytest
@@ -235,6 +235,32 @@ def test_an_excluded_date_is_not_judged() -> None:
     found = findings(scene({"event_types": {"view": 0}}, excluded=[SUNDAY]))
     assert {finding.not_judged for finding in found} == {"2025-03-02 is among drift.exclude_dates"}
     assert told(found) == {}
+
+
+@pytest.mark.parametrize(
+    ("days_before", "not_judged"),
+    [
+        (0, set(MEASURES) - {"score_distribution"}),
+        (1, {"score_distribution", "hit_rate"}),
+        (7, {"hit_rate"}),
+        (8, set()),
+    ],
+)
+def test_predictions_are_excluded_by_their_own_day_and_hits_also_by_the_days_that_followed(
+    days_before: int, not_judged: set[str]
+) -> None:
+    day = SUNDAY - timedelta(days=days_before)
+    # As in a night: the newest predictions are those of the day before.
+    found = findings(replace(scene(excluded=[day]), scored_days_back=1))
+    reason = f"{day} is among drift.exclude_dates"
+    assert {f.measure for f in found if f.not_judged == reason} == not_judged - {"sources", "item_ids", "user_ids"}
+
+
+def test_an_earlier_window_with_an_excluded_day_is_not_compared_with() -> None:
+    saturdays = [SUNDAY - timedelta(days=1 + 7 * weeks) for weeks in range(1, 10)]
+    found = by_name(findings(replace(scene(excluded=saturdays), scored_days_back=1)))
+    assert found["score_distribution"].not_judged == "3 windows of 4"
+    assert not found["event_types"].not_judged
 
 
 def test_a_table_that_is_not_there_yet_is_one_reason() -> None:

@@ -158,7 +158,7 @@ def test_windows_have_the_same_weekdays_and_do_not_overlap() -> None:
 
 def test_a_window_that_touches_an_excluded_date_is_excluded() -> None:
     weeks = Calendar(date(2025, 3, 2), 7, 2, frozenset({date(2025, 2, 17)}))
-    assert [weeks.is_excluded(window) for window in range(3)] == [False, True, False]
+    assert [weeks.excluded_day(window) is not None for window in range(3)] == [False, True, False]
 
 
 def test_wilsons_interval_is_scipys() -> None:

@@ -45,7 +45,8 @@ def was_evaluated(warehouse: Warehouse, origin: Mapping[str, Any]) -> bool:
 def decide_promotion(warehouse: Warehouse, config: Config, account: Account) -> None:
     """Promote or archive the challenger by what evaluate has measured of it; nothing where no model waits.
 
-    A refusal is written into the model's row and makes the stage end with exit code 3; the champion goes on scoring.
+    A refusal is written into the model's row and makes the stage end with exit code 3; the champion goes on scoring. So it does where a
+    baseline could not be measured, and the model waits.
     """
     models = read_models(warehouse)
     challenger = models.challenger
@@ -63,6 +64,13 @@ def decide_promotion(warehouse: Warehouse, config: Config, account: Account) -> 
         return
     evidence = _evidence(warehouse, config, models, challenger)
     decision = decide(evidence, config.gate)
+    if not decision.is_final:
+        account.nothing_to_do = ""
+        account.refusal = (
+            f"model {challenger.model_id} waits: {'; '.join(decision.sentences)}; `llm-spark evaluate` tries again, "
+            "gate.missing_baseline=warn lets it pass without"
+        )
+        return
     judged = replace(challenger, metrics=json.dumps(challenger.json("metrics") | {"gate": _kept(evidence)}))
     reason = f"{'promoted' if decision.promoted else 'refused'}: {'; '.join(decision.sentences)}"
     change(warehouse, lambda now: _judged(now, models, judged, decision, reason))
@@ -108,9 +116,8 @@ def _evidence(warehouse: Warehouse, config: Config, models: Models, challenger: 
 def _require_measured(warehouse: Warehouse, models: Models, challenger: Model) -> None:
     """UserError where the evaluation that is there is of another challenger, or beside another champion."""
     measured = (warehouse.origin(EVALUATION) or {}).get("models", {})
-    # A champion that could not be measured on these sequences is none of them: that is for the gate to say.
     champion_id = models.champion.model_id if models.champion is not None else None
-    if measured.get(MODEL) != challenger.model_id or measured.get(CHAMPION, champion_id) != champion_id:
+    if measured.get(MODEL) != challenger.model_id or measured.get(CHAMPION) != champion_id:
         raise UserError(
             f"challenger {challenger.model_id} was not measured beside the champion of now, for another run moved one of "
             "them meanwhile: run `llm-spark evaluate` again"
