@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime
 from typing import Any
 
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from llm_spark.config import Config
@@ -26,6 +27,7 @@ from llm_spark.tables.warehouse import Warehouse
 from llm_spark.transforms.drift_rules import NONE, NOTHING_JUDGED, WARM_START
 
 DECISION = "training_decision"
+TRAINED = "trained"
 AS_CONFIGURED = "as_configured"
 _DAYS_UNJUDGED = 7
 
@@ -74,6 +76,15 @@ def decided_training(night: Night) -> Training:
     return training
 
 
+def record_trained(night: Night) -> None:
+    """Keep that the night's model is there: a decision alone may have come to nothing."""
+    day = night.as_of.day
+    if day not in _trained_days(night.warehouse):
+        account = Account("nightly", started_at=begin_run(night.warehouse))
+        account.checks.append(Check(TRAINED, str(day), 1.0))
+        account.record_checks(night.warehouse)
+
+
 def due_training(warehouse: Warehouse, config: Config, day: date, night: datetime) -> Training:
     """What the rule says, by what is known now."""
     rule, row = config.nightly.train, read_models(warehouse).champion
@@ -87,7 +98,7 @@ def due_training(warehouse: Warehouse, config: Config, day: date, night: datetim
             NONE,
             f"champion {row.model_id} was chosen on events up to {known_until}, later than this night: it knows what came after",
         )
-    later = [made["day"] for made in _decisions(warehouse) if made["action"] != NONE and made["day"] > str(day)]
+    later = [trained for trained in _trained_days(warehouse) if trained > day]
     if later:
         return Training(NONE, f"the night of {max(later)} has trained on later events than this one has")
     if rule == NEVER:
@@ -110,8 +121,7 @@ def due_training(warehouse: Warehouse, config: Config, day: date, night: datetim
 
 
 def _by_days(warehouse: Warehouse, day: date, num_days: int, why: str) -> Training:
-    trained = [date.fromisoformat(made["day"]) for made in _decisions(warehouse) if made["action"] != NONE]
-    last = max((earlier for earlier in trained if earlier < day), default=None)
+    last = max((earlier for earlier in _trained_days(warehouse) if earlier < day), default=None)
     if last is None:
         return Training(AS_CONFIGURED, f"{why}, and no earlier night has trained")
     due = (day - last).days >= num_days
@@ -125,6 +135,15 @@ def _key(warehouse: Warehouse, rule: str) -> dict[str, Any]:
 
 def _decisions(warehouse: Warehouse) -> list[dict[str, Any]]:
     """All that nights have decided, the oldest first: one row a night."""
-    rows = warehouse.read_or_empty(DATA_QUALITY).where((F.col("stage") == "nightly") & (F.col("name") == DECISION))
-    ordered = rows.orderBy("measured_at", "run_id").select("subject", "detail").collect()
+    ordered = _kept(warehouse, DECISION).orderBy("measured_at", "run_id").select("subject", "detail").collect()
     return [{"day": row["subject"], **json.loads(row["detail"])} for row in ordered]
+
+
+def _trained_days(warehouse: Warehouse) -> list[date]:
+    """The days whose nights have trained a model, or found it trained."""
+    return [date.fromisoformat(row["subject"]) for row in _kept(warehouse, TRAINED).select("subject").collect()]
+
+
+def _kept(warehouse: Warehouse, name: str) -> DataFrame:
+    of_nights = (F.col("stage") == "nightly") & (F.col("name") == name)
+    return warehouse.read_or_empty(DATA_QUALITY).where(of_nights)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from llm_spark.config import Config
 from llm_spark.errors import DataError, Refusal, UserError
 from llm_spark.pipelines.night import Night, one_night
-from llm_spark.pipelines.night_training import Training, decided_training, recorded_training
+from llm_spark.pipelines.night_training import Training, decided_training, record_trained, recorded_training
 from llm_spark.tables.warehouse import Warehouse
 
 
@@ -48,6 +48,7 @@ def _learn(night: Night, training: Training) -> UserError | None:
         for stage, settings in (("sequences", night.config), ("train", training.config(night.config))):
             if error := night.step(stage, settings, survives):
                 return error
+        record_trained(night)
     if night.evaluates(training.is_due):
         return night.step("evaluate", survives=(*survives, Refusal))
     return None

@@ -96,8 +96,10 @@ def _write_predictions(
     # Every token that the model can recommend is in the vocabulary it was trained with; who gets no recommendation has none.
     named = lists.join(F.broadcast(night.vocabulary.select("token", "item_id")), "token", "left")
     offered = with_reasons_named(named, night.vocabulary, night.config.score.reasons)
-    kept, gone = work.kept_predictions(states), work.without_history(states).where(F.col("user_id").isNotNull())
+    kept, gone = work.kept_predictions(states), work.without_history(states)
     if num_days := night.config.score.fallback_days:
+        # Of newcomers, whose user_id is null: they get a list again.
+        gone = gone.where(F.col("user_id").isNotNull())
         popular = fallback_items(
             night.sessions, night.model, night.vocabulary, night.offers, night.instant, num_days, account
         )

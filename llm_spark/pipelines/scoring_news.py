@@ -41,9 +41,11 @@ class All:
 
     def served(self) -> DataFrame:
         """On an earlier day the users whose lists of that day are the newest they have (user_id); else nobody."""
+        # Of an earlier version of this program it may have other columns: then it is made anew, and not read.
+        if not self.night.is_earlier:
+            return self.night.warehouse.spark.createDataFrame([], "user_id string")
         memory = self.night.warehouse.read_or_empty(USER_MEMORY)
-        of_day = F.col("as_of_date") == F.lit(self.night.as_of)
-        return memory.where(of_day & F.lit(self.night.is_earlier)).select("user_id")
+        return memory.where(F.col("as_of_date") == F.lit(self.night.as_of)).select("user_id")
 
     def without_history(self, states: DataFrame) -> DataFrame:
         """Users who have predictions and no session any more: user_id."""

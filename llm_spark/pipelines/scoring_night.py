@@ -88,7 +88,14 @@ class ScoringNight:
         """
         if self._one_session_a_user:
             return F.lit(True)
-        return F.unix_seconds(F.lit(self.instant)) - last_event <= self.config.sessionize.gap_seconds
+        settings, next_moment = self.config.sessionize, F.lit(self.instant)
+        is_near = F.unix_seconds(next_moment) - last_event <= settings.gap_seconds
+        if settings.day_cut is None:
+            return is_near
+        days = (
+            F.to_date(F.from_utc_timestamp(t, settings.day_cut)) for t in (F.timestamp_seconds(last_event), next_moment)
+        )
+        return is_near & (next(days) == next(days))
 
     @property
     def _one_session_a_user(self) -> bool:
@@ -112,6 +119,7 @@ class ScoringNight:
                 "explained": config.score.explained,
                 "max_tokens": config.sequences.max_tokens,
                 "gap_seconds": config.sessionize.gap_seconds,
+                "day_cut": config.sessionize.day_cut,
                 "num_buckets": config.sessionize.num_buckets,
                 "one_session_a_user": self._one_session_a_user,
             },

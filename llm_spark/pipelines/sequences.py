@@ -45,7 +45,8 @@ def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
         **outcomes_note(config.model.outcomes),
     }
     origin = warehouse.origin(SEQUENCES)
-    is_written = origin is not None and origin["made_from"] == made_from
+    has_tokens = all(warehouse.exists(table) for table in (VOCABULARY, EVENT_TYPES))
+    is_written = has_tokens and origin is not None and origin["made_from"] == made_from
     if is_written and is_certified(warehouse):
         account.nothing_to_do = f"sequences are those of sessions v{sessions_version}{_as_of_day(made_from)} already"
         return

@@ -4,11 +4,12 @@ Simulated logs arrive in two lots. A first night trains and scores; a copy of it
 process that nothing disturbs: the reference. Then again and again a night on such a copy is killed with SIGKILL, driver, JVM, Python workers
 and ranks at once, at an instant drawn from the time that the undisturbed one took; the next run on the same copy goes on where it stopped and
 may be killed in turn, every third copy at most twice. When one ends, every table must equal the reference's row for row, but for times and run
-ids, and one more run must find nothing to do. Every fourth copy begins with nothing at all: its first night is the one that is killed. Prints
-what was struck and ends with one JSON line: kills by step, nights that ended, those that differed.
-"""
+ids, and one more run must find nothing to do.
 
-from __future__ import annotations
+Of four nights one is a second one that trains and replays all histories for its new model, two are second ones that keep the champion and
+advance the users with news, and one begins with nothing at all. Goes on until every step was struck, and prints what was; ends with one JSON
+line: kills by step, nights that ended, those that differed.
+"""
 
 import argparse
 import json
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from pyspark.sql import SparkSession
@@ -26,10 +28,12 @@ from pyspark.sql import SparkSession
 from llm_spark import spark as spark_room
 from llm_spark.simulation import SimulationConfig
 from llm_spark.tables.warehouse import Warehouse
+from tests.conftest import FOR_FEW_ROWS
 from tests.integration.nights import SETTINGS, SIMULATION, Logs, rows_of
 from tests.killing import SMALL_SPARK, Victim
 
 STEPS = ("ingest", "sessionize", "drift", "sequences", "train", "evaluate", "score", "report")
+AS_FEW_ROWS = [f"spark.conf={json.dumps(FOR_FEW_ROWS)}"]
 _FIRST, _SECOND = "2025-01-11", "2025-01-13"
 
 
@@ -39,13 +43,51 @@ def step_of(log: str) -> str:
     return told[-1] if told else "start"
 
 
-def undisturbed(logs: Logs, warehouse: Path) -> float:
-    """Run a night to its end; returns the seconds from its first word on."""
-    victim = Victim("nightly", logs.settings_file, warehouse, *SETTINGS)
-    _wait_for_its_first_word(victim, 0)
-    began = time.monotonic()
-    assert victim.wait() == 0, victim.log.read_text()
-    return time.monotonic() - began
+@dataclass(frozen=True)
+class Kind:
+    """Nights that begin alike and must end alike."""
+
+    name: str
+    logs: Logs
+    begin: Path | None
+    """The warehouse that each begins with a copy of; None for nothing."""
+    settings: tuple[str, ...]
+
+    def make(self, target: Path) -> Path:
+        if self.begin is not None:
+            shutil.copytree(self.begin, target)
+        return target
+
+    def victim(self, warehouse: Path) -> Victim:
+        return Victim("nightly", self.logs.settings_file, warehouse, *SETTINGS, *AS_FEW_ROWS, *self.settings)
+
+    def undisturbed(self, warehouse: Path) -> tuple[float, str]:
+        """Run a night to its end; returns the seconds from its first word on, and what it printed."""
+        at = _length(_log(warehouse))
+        victim = self.victim(warehouse)
+        _wait_for_its_first_word(victim, at)
+        began = time.monotonic()
+        assert victim.wait() == 0, victim.log.read_text()[at:]
+        return time.monotonic() - began, victim.log.read_text()[at:]
+
+    def strike(self, warehouse: Path, seconds: float, dice: random.Random) -> str:
+        """Kill one run of the night at a random instant; returns the step that was struck, empty where it had ended."""
+        log, at = _log(warehouse), _length(_log(warehouse))
+        victim = self.victim(warehouse)
+        _wait_for_its_first_word(victim, at)
+        instant = time.monotonic() + dice.uniform(0, seconds)
+        if victim.kill_when(lambda: time.monotonic() >= instant):
+            return step_of(log.read_text()[at:])
+        assert victim.wait() == 0, log.read_text()[at:]
+        return ""
+
+
+def _log(warehouse: Path) -> Path:
+    return warehouse.parent / f"{warehouse.name}.log"
+
+
+def _length(log: Path) -> int:
+    return len(log.read_text()) if log.exists() else 0
 
 
 def _wait_for_its_first_word(victim: Victim, at: int) -> None:
@@ -53,22 +95,21 @@ def _wait_for_its_first_word(victim: Victim, at: int) -> None:
         time.sleep(0.01)
 
 
-def strike(logs: Logs, warehouse: Path, seconds: float, dice: random.Random) -> str:
-    """Kill one run of the night at a random instant; returns the step that was struck, empty where it had ended."""
-    log = warehouse.parent / f"{warehouse.name}.log"
-    at = len(log.read_text()) if log.exists() else 0
-    victim = Victim("nightly", logs.settings_file, warehouse, *SETTINGS)
-    _wait_for_its_first_word(victim, at)
-    instant = time.monotonic() + dice.uniform(0, seconds)
-    if victim.kill_when(lambda: time.monotonic() >= instant):
-        return step_of(log.read_text()[at:])
-    assert victim.wait() == 0, log.read_text()[at:]
-    return ""
-
-
 def differences(spark: SparkSession, warehouse: Path, expected: dict[str, list[str]]) -> list[str]:
     found = rows_of(Warehouse(spark, str(warehouse)))
     return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+
+
+def kinds_of_night(folder: Path, simulation: SimulationConfig) -> list[Kind]:
+    """In the order in which they take turns; runs the night that comes before the second ones."""
+    logs, all_logs = Logs(folder / "two_lots", simulation), Logs(folder / "one_lot", simulation)
+    all_logs.arrive(_SECOND)
+    logs.arrive(_FIRST)
+    before = folder / "before"
+    Kind("before", logs, None, ()).undisturbed(before)
+    logs.arrive(_SECOND)
+    news = Kind("news", logs, before, ("nightly.train=never",))
+    return [Kind("trains", logs, before, ()), news, Kind("first", all_logs, None, ()), news]
 
 
 def main() -> int:
@@ -81,46 +122,38 @@ def main() -> int:
     spark = spark_room.session(SMALL_SPARK, "nightly_kill")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        simulation = SimulationConfig(**{**vars(SIMULATION), "num_users": given.users})
-        logs, all_logs = Logs(folder / "two_lots", simulation), Logs(folder / "one_lot", simulation)
-        all_logs.arrive(_SECOND)
-        logs.arrive(_FIRST)
-        undisturbed(logs, folder / "before")
-        logs.arrive(_SECOND)
-        shutil.copytree(folder / "before", folder / "clean")
-        seconds = {False: undisturbed(logs, folder / "clean"), True: undisturbed(all_logs, folder / "first")}
-        expected = {
-            is_first: rows_of(Warehouse(spark, str(folder / kind)))
-            for is_first, kind in ((False, "clean"), (True, "first"))
-        }
-        print(f"an undisturbed night takes {seconds[False]:.0f} s, a first one {seconds[True]:.0f} s", flush=True)
-        while sum(struck.values()) < given.kills:
-            is_first, target = ended % 4 == 3, folder / f"killed-{ended}"
-            its_logs = all_logs if is_first else logs
-            if not is_first:
-                shutil.copytree(folder / "before", target)
+        kinds = kinds_of_night(folder, SimulationConfig(**{**vars(SIMULATION), "num_users": given.users}))
+        seconds: dict[str, float] = {}
+        expected: dict[str, dict[str, list[str]]] = {}
+        for kind in dict.fromkeys(kinds):
+            clean = kind.make(folder / f"clean-{kind.name}")
+            seconds[kind.name], printed = kind.undisturbed(clean)
+            assert ("all histories were replayed" not in printed) == (kind.name == "news"), printed
+            expected[kind.name] = rows_of(Warehouse(spark, str(clean)))
+            print(f"an undisturbed night, {kind.name}, takes {seconds[kind.name]:.0f} s", flush=True)
+        while sum(struck.values()) < given.kills or not set(STEPS) <= set(struck):
+            kind = kinds[ended % len(kinds)]
+            target = kind.make(folder / f"killed-{ended}")
             num_kills = 0
-            while what := strike(its_logs, target, seconds[is_first], dice):
+            while what := kind.strike(target, seconds[kind.name], dice):
                 struck[what] += 1
                 num_kills += 1
                 print(f"  killed in {what}", flush=True)
                 if ended % 3 == 0 and num_kills == 2:
-                    undisturbed(its_logs, target)
+                    kind.undisturbed(target)
                     break
             ended += 1
-            wrong = differences(spark, target, expected[is_first])
-            log = folder / f"{target.name}.log"
-            at = len(log.read_text())
-            undisturbed(its_logs, target)
-            if "nightly: nothing to do" not in log.read_text()[at:]:
+            wrong = differences(spark, target, expected[kind.name])
+            _, printed = kind.undisturbed(target)
+            if "nightly: nothing to do" not in printed:
                 wrong.append("a further run found something to do")
             different += bool(wrong)
             print(
-                f"night {ended}{', a first one' if is_first else ''}, killed {num_kills} times: "
+                f"night {ended}, {kind.name}, killed {num_kills} times: "
                 f"{'DIFFERS IN ' + ', '.join(wrong) if wrong else 'equals the undisturbed one'}",
                 flush=True,
             )
-            shutil.rmtree(target)
+            shutil.rmtree(target, ignore_errors=True)
     spark.stop()
     print(json.dumps({"benchmark": "nightly_kill", "killed_in": dict(struck), "ended": ended, "different": different}))
     return int(different > 0)

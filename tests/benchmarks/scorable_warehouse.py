@@ -20,7 +20,8 @@ from llm_spark.transforms.history_kernel import BY_TIME
 from llm_spark.transforms.sessions import user_bucket
 
 NUM_BUCKETS = 16
-NUM_DAYS = 59
+NUM_DAYS = 50
+_ORIGIN = {"settings": {"num_buckets": NUM_BUCKETS}}
 FIRST_DAY = datetime(2026, 1, 1)
 TYPES = ("view", "cart", "purchase")
 _MODEL_ID = "m-untrained"
@@ -40,14 +41,17 @@ def write_users(warehouse: Warehouse, num_users: int, num_items: int) -> None:
     warehouse.replace(EVENT_TYPES, spark.createDataFrame(types, EVENT_TYPES.schema), {})
     visits = F.explode(F.sequence(F.lit(1), F.lit(1) + _draw("id", salt=1, below=3).cast("int")))
     of_users = spark.range(num_users).select("id", visits.alias("visit"))
-    warehouse.replace(SESSIONS, _sessions(of_users, _draw("id", "visit", salt=2, below=NUM_DAYS), num_items), {})
+    warehouse.replace(SESSIONS, _sessions(of_users, _draw("id", "visit", salt=2, below=NUM_DAYS), num_items), _ORIGIN)
     _write_champion(warehouse, num_items)
 
 
 def add_a_night(warehouse: Warehouse, num_users: int, num_items: int, one_in: int) -> None:
-    """One more session, on the day after all others, of each `one_in`-th user."""
+    """One more session, on the day after all others, of each `one_in`-th user; written as sessionize does, which rewrites this month's parts."""
     visitors = warehouse.spark.range(num_users).where(F.col("id") % one_in == 0).select("id", F.lit(9).alias("visit"))
-    warehouse.append(SESSIONS, _sessions(visitors, F.lit(NUM_DAYS), num_items), "one more night")
+    new_sessions = _sessions(visitors, F.lit(NUM_DAYS), num_items)
+    this_month = "started_month = DATE'2026-02-01'"
+    of_month = warehouse.read(SESSIONS).where(this_month).unionByName(new_sessions)
+    warehouse.replace_where(SESSIONS, of_month, this_month, _ORIGIN)
 
 
 def _draw(*columns: str, salt: int, below: int):  # type: ignore[no-untyped-def]

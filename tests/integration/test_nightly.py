@@ -135,6 +135,8 @@ def test_neither_a_failed_training_nor_a_refused_model_stops_the_night_and_both_
         with pytest.raises(UserError, match=r"^training failed: rank 0 ended"):
             nightly(place.warehouse, strict)
     assert last_outcome(place.warehouse, "nightly")[0] == "failed"
+    trained = place.warehouse.read(DATA_QUALITY).where("name = 'trained'").collect()
+    assert sorted(row["subject"] for row in trained) == ["2025-01-11", "2025-01-12"], "a decision is no training"
     assert place.stages_of("2025-01-13") == ["drift", "sequences", "score", "report"], "the champion scores"
     assert place.newest_day_served() == date(2025, 1, 13)
     with pytest.raises(DataError, match=f"was refused: .*; champion {champion.model_id} scores; "):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from llm_spark import config as settings
 from llm_spark.config import Config, ModelConfig, OutcomeConfig
@@ -26,6 +27,7 @@ from llm_spark.schemas import (
     PREDICTIONS,
     SESSIONS,
     SESSIONS_SET_ASIDE,
+    USER_MEMORY,
     VOCABULARY,
     Table,
 )
@@ -258,6 +260,25 @@ def test_a_list_with_other_items_is_scored_by_again(
     rows = warehouse.read(PREDICTIONS).select("user_id", "item_id", "source").collect()
     # Neither is bound by a category of the other; without a fallback the model answers for Ben, and nobody for strangers.
     assert {tuple(row) for row in rows} == {(user, item, "model") for user in HISTORIES for item in ("c", "f")}
+
+
+def test_without_a_fallback_the_list_of_newcomers_is_served_no_longer_also_where_columns_of_the_memory_are_gone(
+    scored: tuple[Warehouse, Account], tmp_path: Path, spark: SparkSession
+) -> None:
+    shutil.copytree(scored[0].root, tmp_path / "warehouse")
+    warehouse = Warehouse(spark, str(tmp_path / "warehouse"))
+    newcomers = "SELECT * FROM predictions_current WHERE user_id IS NULL"
+    assert not sql(warehouse, newcomers).isEmpty()
+    # As if another version of the program had made it.
+    narrower = warehouse.read(USER_MEMORY).drop("position").localCheckpoint()
+    narrower.write.format("delta").mode("overwrite").option("overwriteSchema", "true").save(warehouse.path(USER_MEMORY))
+    newest = scored[0].read(PREDICTIONS).agg(F.max("as_of_date")).first()[0]
+    account = run(warehouse, f"as_of={newest + timedelta(days=1)}", "score.fallback_days=0")
+    assert account.rows_out["users_replayed"] == len(HISTORIES)
+    assert sql(warehouse, newcomers).isEmpty()
+    served = sql(warehouse, "SELECT user_id FROM predictions_current").collect()
+    # Dora has all there is.
+    assert {row["user_id"] for row in served} == set(HISTORIES) - {"dora"}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from llm_spark.errors import UserError
 from llm_spark.pipelines.night import run_by_hand
 from llm_spark.pipelines.nightly import nightly
 from llm_spark.pipelines.stages import run_stage
-from llm_spark.schemas import EVENTS, INGESTED_FILES, RUNS, SESSIONS, Table
+from llm_spark.schemas import EVENTS, INGESTED_FILES, RUNS, SESSIONS, VOCABULARY, Table
 from llm_spark.tables.warehouse import Warehouse
+from tests.integration.conftest import Chain
 from tests.integration.session_logs import arrive, found_sessions, random_log
 
 LOG = random_log(seed=1, num_users=8, num_nights=1)
@@ -112,6 +113,16 @@ def test_removed_events_are_not_taken_for_a_finished_ingest(spark: SparkSession,
     remove(warehouse, INGESTED_FILES)
     run_stage("ingest", warehouse, given)
     assert warehouse.read(EVENTS).count() == 30
+
+
+def test_a_removed_vocabulary_is_made_anew_by_the_stage_that_writes_it(
+    chain_until: Callable[[str], Warehouse], chain: Chain
+) -> None:
+    warehouse = chain_until("sequences")
+    remove(warehouse, VOCABULARY)
+    account = run_stage("sequences", warehouse, chain.config)
+    assert not account.nothing_to_do
+    assert warehouse.read(VOCABULARY).count() == chain.warehouse.read(VOCABULARY).count()
 
 
 def test_a_table_of_another_layout_is_refused_and_one_of_an_earlier_version_goes_on(

@@ -19,18 +19,18 @@ DAY, NIGHT = date(2025, 1, 15), datetime(2025, 1, 16)
 
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """What is there: a whole champion that was chosen on earlier events, and no decision of a night."""
+    """What is there: a whole champion that was chosen on earlier events, and no night has trained."""
     found = SimpleNamespace(
         champion=SimpleNamespace(model_id="m1"),
         objection="",
         validation_until="2025-01-14 00:00:00",
-        decisions=[],
+        trained=[],
         advice=None,
     )
     monkeypatch.setattr(night_training, "read_models", lambda _: SimpleNamespace(champion=found.champion))
     monkeypatch.setattr(night_training, "objection_to", lambda *_: found.objection)
     monkeypatch.setattr(night_training, "champion", lambda _: SimpleNamespace(validation_until=found.validation_until))
-    monkeypatch.setattr(night_training, "_decisions", lambda _: found.decisions)
+    monkeypatch.setattr(night_training, "_trained_days", lambda _: found.trained)
     monkeypatch.setattr(night_training, "latest_advice", lambda _: found.advice)
     return found
 
@@ -60,7 +60,7 @@ def test_no_rule_trains_a_model_that_could_only_lose_against_one_that_knows_its_
 
 @pytest.mark.parametrize("rule", ["advised", "always", "never", "every 7 days"])
 def test_no_rule_trains_on_less_than_a_later_night_has_trained_on(known: SimpleNamespace, rule: str) -> None:
-    known.decisions = [{"day": "2025-01-20", "action": "as_configured"}]
+    known.trained = [date(2025, 1, 20)]
     assert not due(rule).is_due
     assert "the night of 2025-01-20 has trained on later events" in due("always").reason
 
@@ -89,12 +89,7 @@ def test_every_so_many_days_counts_from_the_last_night_that_trained_and_not_by_t
     known: SimpleNamespace,
 ) -> None:
     assert due("every 7 days").is_due, "none has trained yet"
-    known.decisions = [
-        {"day": "2025-01-08", "action": "as_configured"},
-        # A night that did not train, and a later one, as a backfilled night finds it.
-        {"day": "2025-01-14", "action": NONE},
-        {"day": "2025-01-20", "action": NONE},
-    ]
+    known.trained = [date(2025, 1, 8)]
     assert due("every 7 days").is_due
     assert not due("every 8 days").is_due
     assert due("every 8 days").reason == "nightly.train is 'every 8 days', and the night of 2025-01-08 trained last"
@@ -102,9 +97,9 @@ def test_every_so_many_days_counts_from_the_last_night_that_trained_and_not_by_t
 
 def test_until_drift_can_judge_anything_advised_trains_weekly(known: SimpleNamespace) -> None:
     known.advice = retraining_advice([], DriftRules())
-    known.decisions = [{"day": "2025-01-08", "action": "as_configured"}]
+    known.trained = [date(2025, 1, 8)]
     assert due("advised").is_due
-    known.decisions = [{"day": "2025-01-09", "action": "as_configured"}]
+    known.trained = [date(2025, 1, 9)]
     assert not due("advised").is_due
     assert (
         due("advised").reason

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
-from llm_spark.schemas import PREDICTIONS
+from llm_spark.schemas import PREDICTIONS, USER_MEMORY
 from llm_spark.tables.warehouse import Warehouse, sql
 
 NUM_USERS, K, NUM_NIGHTS = 40, 5, 6
@@ -72,6 +73,36 @@ def test_the_view_shows_the_newest_list_of_each_user_unless_it_says_that_there_i
         ("visitor", "p"),
         ("unsure", "p"),
     }
+
+
+def test_while_another_model_scores_a_day_again_each_user_is_served_by_the_model_that_knows_him(
+    warehouse: Warehouse, spark: SparkSession
+) -> None:
+    def memory_of(model_id: str, day: int) -> DataFrame:
+        told = {"user_id": "", "user_bucket": 0, "model_id": model_id, "as_of_date": date(2026, 1, day)}
+        rows = [
+            tuple({**told, "user_id": user}.get(name) for name in USER_MEMORY.schema.names) for user in ("anna", "ben")
+        ]
+        return spark.createDataFrame(rows, USER_MEMORY.schema).coalesce(1)
+
+    def lists_of(model_id: str, *rows: tuple) -> DataFrame:
+        return rows_of(spark, list(rows)).withColumn("model_id", F.lit(model_id)).coalesce(1)
+
+    def served() -> set[tuple]:
+        return {tuple(row) for row in sql(warehouse, "SELECT user_id, item_id FROM predictions_current").collect()}
+
+    def scored_on(day: int, lists: DataFrame) -> None:
+        warehouse.replace_where(PREDICTIONS, lists, f"as_of_date = DATE'2026-01-0{day}'", {})
+
+    scored_on(1, lists_of("m1", (1, "anna", 1, "a", "model"), (1, "ben", 1, "a", "model")))
+    scored_on(2, lists_of("m1", (2, "anna", 1, "b", "model"), (2, "ben", 1, "b", "model")))
+    warehouse.replace(USER_MEMORY, memory_of("m1", 2), {})
+    assert served() == {("anna", "b"), ("ben", "b")}
+    # The same day by a model that was promoted since: its lists are there, its memories are not yet.
+    scored_on(2, lists_of("m2", (2, "anna", 1, "c", "model"), (2, "ben", 1, "c", "model")))
+    assert served() == {("anna", "a"), ("ben", "a")}
+    warehouse.replace(USER_MEMORY, memory_of("m2", 2), {})
+    assert served() == {("anna", "c"), ("ben", "c")}
 
 
 def test_predictions_of_an_earlier_version_are_all_shown(warehouse: Warehouse, spark: SparkSession) -> None:
