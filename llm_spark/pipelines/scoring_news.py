@@ -72,7 +72,7 @@ class All:
 
 @dataclass(frozen=True)
 class News:
-    """The users whose sessions changed, or whose last session has closed; held in Spark's cache until `release`."""
+    """The users whose sessions changed, whose last session has closed, or who are offered other things; held in Spark's cache until `release`."""
 
     night: ScoringNight
     histories: DataFrame
@@ -174,8 +174,8 @@ def _news(night: ScoringNight, made: dict[str, Any]) -> News | str:
     changes = session_changes(sessions_before(old_sessions, last_night), night.before(new_sessions))
     changes = changes.persist(StorageLevel.MEMORY_AND_DISK)
     memory = warehouse.read(USER_MEMORY)
-    has_closed = ~night.session_open(F.unix_seconds("last_event_time"))
-    touched = touched_users(changes, memory, has_closed)
+    closes = F.col("session_open") & ~night.session_open(F.unix_seconds("last_event_time"))
+    touched = touched_users(changes, memory, closes | F.lit(night.offers_differ(made)))
     touched = touched.withColumn("user_bucket", user_bucket(night.config.sessionize.num_buckets))
     touched = touched.persist(StorageLevel.MEMORY_AND_DISK)
     counts = touched.groupBy("user_bucket").agg(

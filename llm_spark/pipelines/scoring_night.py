@@ -152,6 +152,10 @@ class ScoringNight:
         noted = self.warehouse.origin(PREDICTIONS)
         return made is not None and noted == {name: made[name] for name in made if name != "predictions_table"}
 
+    def offers_differ(self, made: dict[str, Any]) -> bool:
+        """Whether something else is offered than when user_memory was `made`: then every list is made again, from what is kept."""
+        return bool(made["settings"].get("offers") != self.origin["settings"]["offers"])
+
     def why_all(self, made: dict[str, Any] | None) -> str:
         """Why what was kept of the users is of no use tonight; empty where it is."""
         if self.is_earlier:
@@ -161,7 +165,7 @@ class ScoringNight:
         if made.get("model_id") != self.model.model_id:
             return f"it was model {made.get('model_id')} that kept user_memory, and {self.model.model_id} is champion"
         now = self.origin_of_memory()
-        if made.get("settings") != now["settings"]:
+        if _of_states(made) != _of_states(now):
             return "settings changed"
         for name in ("sessions", "predictions"):
             if made.get(f"{name}_table") != now[f"{name}_table"]:
@@ -169,6 +173,11 @@ class ScoringNight:
         if self.warehouse.is_laid_out_otherwise(USER_MEMORY):
             return "an earlier version of this program made user_memory, with other columns"
         return ""
+
+
+def _of_states(origin: dict[str, Any]) -> dict[str, Any]:
+    """The settings that what is kept of a user depends on: not those of what he is offered."""
+    return {name: value for name, value in origin.get("settings", {}).items() if name != "offers"}
 
 
 def known_vocabulary(warehouse: Warehouse, model: Champion) -> DataFrame:

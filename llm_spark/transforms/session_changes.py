@@ -37,9 +37,9 @@ def _content(sessions: DataFrame) -> Column:
     return F.xxhash64("user_id", "ended_at", *present)
 
 
-def touched_users(changes: DataFrame, kept: DataFrame, night_closes: Column) -> DataFrame:
-    """One row a user with changed sessions, or whose last session `night_closes` (a bool of `kept`): user_id, `gone_ids` (sessions that have
-    gone or changed), `is_kept` (something was kept of him), and `is_replayed`: whether that is of no use.
+def touched_users(changes: DataFrame, kept: DataFrame, asks_again: Column) -> DataFrame:
+    """One row a user with changed sessions, or who `asks_again` without (a bool of `kept`): user_id, `gone_ids` (sessions that have gone or
+    changed), `is_kept` (something was kept of him), and `is_replayed`: whether that is of no use.
 
     `kept`: rows of schemas.USER_MEMORY, whose user matches at most one. They are of use where everything that came or went stands, in the
     order of the history, after all that stays, and the window cannot reach back into the memory: no less is in it than before.
@@ -56,10 +56,10 @@ def touched_users(changes: DataFrame, kept: DataFrame, night_closes: Column) -> 
         "session_ids",
         F.transform(F.arrays_zip("sessions_ended_at", "session_ids"), _place_of_pair).alias("window"),
         F.when(F.col("past").isNotNull(), _place("past.ended_at", "past.session_id")).alias("end_of_past"),
-        (F.col("session_open") & night_closes).alias("closes"),
+        asks_again.alias("asks_again"),
     )
     both = by_user.join(states, F.col("user_id") == F.col("kept_user_id"), "full_outer")
-    touched = both.where(F.col("user_id").isNotNull() | F.col("closes"))
+    touched = both.where(F.col("user_id").isNotNull() | F.col("asks_again"))
 
     def is_gone(place: Column) -> Column:
         return F.array_contains("gone_ids", place["session_id"])

@@ -256,7 +256,7 @@ def test_a_list_with_other_items_is_scored_by_again(
     ids = spark.createDataFrame([("b",), ("c",), ("f",)], "item_id string").coalesce(1)
     ids.write.format("delta").save(f"{warehouse.root}/tables/campaign")
     account = run(warehouse, "score.allow_items=campaign", "score.min_probability=0", "score.fallback_days=0")
-    assert not account.nothing_to_do
+    assert (account.rows_out["users_advanced"], account.rows_out["users_replayed"]) == (len(HISTORIES), 0)
     rows = warehouse.read(PREDICTIONS).select("user_id", "item_id", "source").collect()
     # Neither is bound by a category of the other; without a fallback the model answers for Ben, and nobody for strangers.
     assert {tuple(row) for row in rows} == {(user, item, "model") for user in HISTORIES for item in ("c", "f")}

@@ -88,7 +88,7 @@ def test_what_was_kept_is_of_use_where_all_that_changed_comes_after_all_that_sta
         *stays["h"],  # h: nothing new
         ("j1", "j", 4, "a"),  # j: nothing was kept of him
     )  # fmt: skip
-    touched = touched_users(session_changes(before, after), kept, F.lit(True)).collect()
+    touched = touched_users(session_changes(before, after), kept, F.col("session_open")).collect()
     assert {row["user_id"]: row["is_replayed"] for row in touched} == {
         "a": False,
         "b": False,
