@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,7 +26,7 @@ from llm_spark.pipelines.registry.serving import champion
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import EVALUATION, PREDICTIONS, SEQUENCES, SESSIONS, TRAINING_METRICS
 from llm_spark.scoring import FORETELL_DDL, foretell
-from llm_spark.tables.warehouse import Warehouse
+from llm_spark.tables.warehouse import Warehouse, sql
 
 SETTINGS = """
 warehouse: {folder}/warehouse
@@ -243,3 +244,8 @@ def test_the_artifact_of_the_run_foretells_as_much_as_it_was_taught(foretold: Ru
     # Mean of the log gaps lies between those of a minute and of a month.
     assert math.log(60) < float(loaded.model.number_input.mean_K[0]) < math.log(31 * 86_400)
     assert 1 <= float(loaded.model.number_input.mean_K[1]) <= 8
+
+
+def test_the_readmes_query_of_outcomes_gives_users(foretold: Run) -> None:
+    (query,) = re.findall(r"`(SELECT [^`]* FROM outcomes [^`]*)`", (Path(__file__).parents[2] / "README.md").read_text())
+    assert not sql(foretold.warehouse, query).isEmpty()
