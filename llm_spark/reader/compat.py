@@ -10,7 +10,7 @@ before, or that probes for `pyarrow.filesystem` after, sees no difference.
     distutils.version.LooseVersion        petastorm/hdfs/namenode.py:19 (gone in Python 3.12, a warning in 3.11)
     exec_in_new_process, during start     petastorm/workers_pool/process_pool.py:196 starts a child that imports
                                           Petastorm without the stand-ins above
-    _wait_for_workers_to_start            the same, :206: gives a child 20 s, too few on a busy machine, even a dead one
+    _wait_for_workers_to_start            the same, :207: gives a child 20 s, too few on a busy machine, even a dead one
 
 The race of 0.13.1: thread_pool.py:186 reads "all items are processed" and :188 then "the ventilator is done"; between
 the two its thread may hand out the last items, and `get_results` reports the end with them in flight. We hand items out
