@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 
 from llm_spark import cli
 from llm_spark.config import Config
+from llm_spark.pipelines.account import Account, Check
 from llm_spark.schemas import (
     EVENTS,
     EVENTS_REJECTED,
@@ -23,6 +24,7 @@ from llm_spark.schemas import (
     VOCABULARY,
 )
 from llm_spark.tables.warehouse import Warehouse
+from llm_spark.transforms.certificate import LAWS
 from tests.integration.conftest import SMALL_MODEL, Chain
 
 Command = Callable[..., tuple[int, str]]
@@ -245,6 +247,13 @@ def test_fewer_training_sequences_than_ranks(
     longest = warehouse.read(SEQUENCES).where("split = 'train'").orderBy(F.desc(F.size("tokens")), "sequence_id")
     warehouse.replace(SEQUENCES, longest.limit(1).localCheckpoint(), warehouse.origin(SEQUENCES) or {})
     given = ("--config", str(chain.config_file), f"warehouse={warehouse.root}", *SMALL_MODEL)
+    code, error = command("train", *given, "train.num_ranks=2")
+    assert (code, "have no certificate: run `llm-spark sequences`" in error) == (3, True)
+    # As if all laws had been found to hold.
+    subject, table = f"sequences v{warehouse.data_version(SEQUENCES)}", warehouse.log(SEQUENCES).table_id
+    account = Account("sequences")
+    account.checks += [Check(name, subject, 0.0, 0.0, detail=f"table {table}: by hand") for name in LAWS]
+    account.record_checks(warehouse)
     code, error = command("train", *given, "train.num_ranks=2")
     assert code == 1
     assert "train.num_ranks=1 or fewer" in error

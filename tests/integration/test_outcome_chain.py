@@ -247,5 +247,7 @@ def test_the_artifact_of_the_run_foretells_as_much_as_it_was_taught(foretold: Ru
 
 
 def test_the_readmes_query_of_outcomes_gives_users(foretold: Run) -> None:
-    (query,) = re.findall(r"`(SELECT [^`]* FROM outcomes [^`]*)`", (Path(__file__).parents[2] / "README.md").read_text())
+    (query,) = re.findall(
+        r"`(SELECT [^`]* FROM outcomes [^`]*)`", (Path(__file__).parents[2] / "README.md").read_text()
+    )
     assert not sql(foretold.warehouse, query).isEmpty()
