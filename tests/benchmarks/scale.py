@@ -59,7 +59,10 @@ def costs(spark: SparkSession, folder: Path, num_events: int) -> tuple[dict[str,
     write_log(folder / "raw", num_events)
     config = chain_config(folder)
     warehouse = Warehouse(spark, config.warehouse)
-    seconds = {stage: run_stage(stage, warehouse, config).seconds for stage in STAGES}
+    seconds = {}
+    for stage in STAGES:
+        seconds[stage] = run_stage(stage, warehouse, config).seconds
+        print(f"  {num_events:,} events: {stage} {seconds[stage]:.1f} s", flush=True)
     sizes = {state.name: state.num_bytes for state in warehouse.states()}
     models = Path(config.warehouse) / "models"
     sizes["model artifacts"] = sum(file.stat().st_size for file in models.rglob("*") if file.is_file())
