@@ -5,7 +5,7 @@ epoch, the default network), evaluate (beside popularity) and score, each size i
 has run the chain before. From the two sizes: the seconds and bytes that a further million events cost, the seconds that are
 there anyhow, and the slope in log-log, which is 1 where twice the events take twice the time.
 
-The README's page on scale is made from these figures; run it on an otherwise idle machine.
+scale.md is made from these figures; run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
