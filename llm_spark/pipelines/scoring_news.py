@@ -43,7 +43,7 @@ class All:
         """On an earlier day the users whose lists of that day are the newest they have (user_id); else nobody."""
         # Of an earlier version of this program it may have other columns: then it is made anew, and not read.
         if not self.night.is_earlier:
-            return self.night.warehouse.spark.createDataFrame([], "user_id string")
+            return _nobody(self.night)
         memory = self.night.warehouse.read_or_empty(USER_MEMORY)
         return memory.where(F.col("as_of_date") == F.lit(self.night.as_of)).select("user_id")
 
@@ -56,7 +56,7 @@ class All:
 
     def strangers(self) -> DataFrame:
         """Nobody: who is known to be one is among the histories."""
-        return self.night.warehouse.spark.createDataFrame([], "user_id string")
+        return _nobody(self.night)
 
     def states_of_all(self, states: DataFrame) -> DataFrame:
         """Of all users what the model keeps tonight."""
@@ -100,7 +100,7 @@ class News:
 
     def served(self) -> DataFrame:
         """Nobody: this is the newest day."""
-        return self.night.warehouse.spark.createDataFrame([], "user_id string")
+        return _nobody(self.night)
 
     def without_history(self, states: DataFrame) -> DataFrame:
         replayed = self.touched.where("is_replayed").select("user_id")
@@ -224,6 +224,10 @@ def _inputs(night: ScoringNight, steps: DataFrame) -> DataFrame:
     is_open = night.session_open(F.element_at("event_times", -1))
     columns = [*night.model.config.history_columns, "session_ids", "sessions_ended_at"]
     return histories.select("user_id", *columns, is_open.alias("session_open"))
+
+
+def _nobody(night: ScoringNight) -> DataFrame:
+    return night.warehouse.spark.createDataFrame([], "user_id string")
 
 
 def _predictions(night: ScoringNight) -> DataFrame:
