@@ -8,8 +8,11 @@ size) alone.
 
 How far this is from a full shuffle: rows of one block are mixed fully, so two rows that are neighbours in the table
 share a batch N / buffer_rows times as often as under a full shuffle of a stretch of N rows, and a batch holds rows of
-the few row groups that make up its block. `python -m tests.benchmarks.reader` measures both. A table whose neighbouring
-row groups are alike loses nothing by it, as row groups are drawn over the whole epoch.
+the few row groups that make up its block. Of 400,000 rows in 20 row groups, one rank, batches of 256 and the default
+buffer of 65,536: neighbours share a batch 6.8 times as often (44 of 10,000 pairs do), a batch holds rows of 4.1 row
+groups, and a row's place in the table tells nothing of its place in the epoch (rank correlation 0.09, of 20 groups drawn).
+`python -m tests.benchmarks.reader` measures all three. A table whose neighbouring row groups are alike loses nothing by
+it, as row groups are drawn over the whole epoch; a larger `buffer_rows` mixes more, for its memory.
 
 Every rank takes as many steps as the longest; a rank that has run out takes empty batches. A *phase* is a run of steps
 at one world size; an epoch that was interrupted is the list of its phases, from which the rows that remain follow

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,17 @@ from deltalake import DeltaTable, write_deltalake
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from llm_spark.reader import RaggedReader, ReaderError, ReadError, Snapshot, compat, files, storage
-from tests.reader.tables import ragged_rows, rows_of, write_files
+from llm_spark.reader import (
+    Epoch,
+    RaggedReader,
+    ReaderError,
+    ReadError,
+    Snapshot,
+    compat,
+    files,
+    storage,
+)
+from tests.reader.tables import SCHEMA, ragged_rows, rows_of, write_files
 
 NUM_ROWS = 400
 
@@ -97,6 +108,38 @@ def test_files_behind_an_fsspec_url_are_read(table: list[str]) -> None:
     rows = [row for batch in reader.epoch(0) for row in rows_of(batch)]
     memory.rm("/reader-test", recursive=True)
     assert sorted(rows, key=lambda row: row["id"]) == ragged_rows(NUM_ROWS)
+
+
+class LockedFileSystem(FlakyFileSystem):
+    """Opens for those with the key, as a storage with credentials does."""
+
+    protocol = "locked"
+
+    def __init__(self, key: str = "", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._key = key
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return path.removeprefix("locked://")
+
+    def open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        if self._key != "right":
+            raise PermissionError("no right key")
+        return super().open(path, mode, **kwargs)
+
+
+def test_storage_options_reach_the_log_and_the_files(tmp_path: Path) -> None:
+    fsspec.register_implementation("locked", LockedFileSystem, clobber=True)
+    write_deltalake(str(tmp_path), pa.Table.from_pylist(ragged_rows(NUM_ROWS), schema=SCHEMA))
+    key = {"key": "right"}
+    snapshot = Snapshot.of_delta(f"locked://{tmp_path}", storage_options=key)
+    reader = RaggedReader(snapshot, ["id"], batch_rows=9, storage_options=key)
+    assert sorted(row["id"] for batch in reader.epoch(0) for row in rows_of(batch)) == list(range(NUM_ROWS))
+    with pytest.raises(ReaderError, match="no right key"):
+        Snapshot.of_delta(f"locked://{tmp_path}", num_attempts=1)
+    with pytest.raises(ReaderError, match="no right key"):
+        RaggedReader(snapshot, ["id"], batch_rows=9, num_attempts=1)
 
 
 def test_a_file_url_is_a_local_file(table: list[str]) -> None:
@@ -247,25 +290,75 @@ def own_pool() -> Iterator[pa.MemoryPool]:
         pa.set_memory_pool(former)
 
 
-def test_memory_is_bounded_by_workers_times_row_group_plus_two_buffers(tmp_path: Path) -> None:
-    num_groups, rows_in_group, row_length = 60, 500, 200
-    values = pa.array(range(rows_in_group * row_length), pa.int64())
-    lists = pa.FixedSizeListArray.from_arrays(values, row_length).cast(pa.list_(pa.int64()))
+NUM_GROUPS, ROWS_IN_GROUP, ROW_LENGTH = 60, 500, 200
+GROUP_BYTES = ROWS_IN_GROUP * ROW_LENGTH * 8
+
+
+def write_wide_file(path: Path, num_groups: int = NUM_GROUPS, times: int = 1) -> None:
+    """Row groups of `times` x GROUP_BYTES, whose pages hold the values as they are: what one is decoded from is then as large as it is."""
+    values = pa.array(range(times * ROWS_IN_GROUP * ROW_LENGTH), pa.int64())
+    lists = pa.FixedSizeListArray.from_arrays(values, ROW_LENGTH).cast(pa.list_(pa.int64()))
     table = pa.table({"x": pa.chunked_array([lists] * num_groups)})
-    # Pages hold the values as they are: what a row group is decoded from is then as large as the row group.
-    pq.write_table(
-        table, tmp_path / "a.parquet", row_group_size=rows_in_group, use_dictionary=False, compression="none"
-    )
-    group_bytes = rows_in_group * row_length * 8
+    pq.write_table(table, path, row_group_size=times * ROWS_IN_GROUP, use_dictionary=False, compression="none")
+
+
+def num_rows_read(epoch: Epoch, after_each: Callable[[Epoch], object]) -> int:
+    """Reads it; no batch outlives the call, as none may outlive the pool that its memory is from."""
+    num_rows = 0
+    for batch in epoch:
+        num_rows += batch.num_rows
+        after_each(epoch)
+    return num_rows
+
+
+def wait_until_all_has_arrived(epoch: Epoch) -> None:
+    """As a slow consumer does: until the workers have read all that they may hold for it."""
+    delivery = epoch._delivery
+    while delivery._pool is not None and delivery._pool.results_qsize() < len(delivery._outstanding):
+        delivery.check()
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_memory_is_bounded_by_workers_times_row_group_plus_two_buffers(tmp_path: Path, is_slow: bool) -> None:
+    write_wide_file(tmp_path / "a.parquet")
     with own_pool() as pool:
         reader = RaggedReader(
-            [tmp_path / "a.parquet"], ["x"], batch_rows=50, num_workers=2, buffer_rows=4 * rows_in_group
+            [tmp_path / "a.parquet"], ["x"], batch_rows=50, num_workers=2, buffer_rows=4 * ROWS_IN_GROUP
         )
-        assert sum(batch.num_rows for batch in reader.epoch(0)) == num_groups * rows_in_group
+        num_rows = num_rows_read(reader.epoch(0), wait_until_all_has_arrived if is_slow else bool)
+        assert num_rows == NUM_GROUPS * ROWS_IN_GROUP
         most = pool.max_memory()
     # Held: two workers' groups and two buffers of four. Beside that, each worker has a group decoded and what it decodes
     # it from; and of the rows put in order (a buffer's here) there are these and the ones before.
-    assert 4 * group_bytes <= most <= (2 + 2 * 4 + 2 * 2 + 2 * 4) * group_bytes
+    assert 4 * GROUP_BYTES <= most <= (2 + 2 * 4 + 2 * 2 + 2 * 4) * GROUP_BYTES
+
+
+def most_resident_bytes(pid: int) -> int:
+    """A process's largest resident set so far."""
+    told = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert told is not None
+    return int(told[1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to tell a process's resident set")
+def test_a_worker_process_holds_no_more_of_a_long_file_than_of_a_short_one(tmp_path: Path) -> None:
+    times, most = 10, {}
+    for num_groups in (2, 40):
+        path = tmp_path / f"{num_groups}.parquet"
+        write_wide_file(path, num_groups, times)
+        reader = RaggedReader(
+            [path], ["x"], batch_rows=500, pool="process", num_workers=1, buffer_rows=times * ROWS_IN_GROUP
+        )
+        seen: list[int] = []
+        with reader.epoch(0) as epoch:
+            for batch in epoch:
+                assert batch.num_rows == 500
+                seen.append(most_resident_bytes(epoch._delivery._pool._workers[0].pid))
+        assert len(seen) == num_groups * times
+        most[num_groups] = seen[-1]
+    # 38 row groups more are 304 MB more to read; what the allocators keep of them is within a few.
+    assert most[40] - most[2] <= 6 * times * GROUP_BYTES
 
 
 def test_two_epochs_of_one_reader_may_run_at_once(table: list[str]) -> None:
