@@ -41,7 +41,7 @@ _SETTINGS = {
     "spark.eventLog.rolling.enabled": "false",
     "spark.eventLog.compress": "false",
 }
-_TASK = re.compile(r"(Running|Finished) task \S+ in stage (\d+)\.\d+ \((TID \d+)\)")
+_TASK = re.compile(r"(Running|Finished) task \S+ in stage (\d+)\.")
 
 
 def wait_until(is_so: Callable[[], bool], what: str) -> None:
@@ -49,6 +49,23 @@ def wait_until(is_so: Callable[[], bool], what: str) -> None:
     while not is_so():
         assert time.monotonic() < until, f"not within {START_SECONDS:g} s: {what}"
         time.sleep(POLL_SECONDS)
+
+
+class Followed:
+    """A file that grows, read once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._at = path, 0
+
+    def new_lines(self) -> list[str]:
+        """Whole lines written since the last call."""
+        with self._path.open("rb") as file:
+            file.seek(self._at)
+            whole = file.read().rpartition(b"\n")[0]
+        if not whole:
+            return []
+        self._at += len(whole) + 1
+        return whole.decode(errors="replace").splitlines()
 
 
 class Spawned:
@@ -94,17 +111,18 @@ class Driver(Spawned):
     def __init__(self, command: list[str], log: Path, environment: Mapping[str, str], events: Path) -> None:
         super().__init__(command, log, environment)
         self._events = events
+        self._followed: dict[Path, Followed] = {}
+        self._scopes: dict[int, set[str]] = {}
 
     def stages_with(self, scope: str) -> set[int]:
         """Ids of the Spark stages in which an operator of this name runs, of all jobs begun so far, from Spark's event log."""
-        found: set[int] = set()
         for log in self._events.iterdir():
-            for line in log.read_text(errors="replace").splitlines(keepends=True):
-                if "SparkListenerJobStart" in line and line.endswith("\n"):
+            for line in self._followed.setdefault(log, Followed(log)).new_lines():
+                if "SparkListenerJobStart" in line:
                     for stage in json.loads(line)["Stage Infos"]:
-                        if any(scope in data.get("Scope", "") for data in stage["RDD Info"]):
-                            found.add(stage["Stage ID"])
-        return found
+                        scopes = {data.get("Scope", "") for data in stage["RDD Info"]}
+                        self._scopes.setdefault(stage["Stage ID"], set()).update(scopes)
+        return {stage_id for stage_id, scopes in self._scopes.items() if any(scope in text for text in scopes)}
 
 
 class Worker(Spawned):
@@ -113,22 +131,45 @@ class Worker(Spawned):
     def __init__(self, command: list[str], log: Path, environment: Mapping[str, str], folder: Path) -> None:
         super().__init__(command, log, environment)
         self._folder = folder
+        self._followed: dict[Path, Followed] = {}
+        self._stage_ids: dict[Path, int | None] = {}
+        self._frozen: list[int] = []
 
     def is_running(self, stage_ids: Collection[int]) -> bool:
-        """Whether a task of one of these stages has begun on its executor and not ended, as the executor's own log tells."""
-        begun: set[str] = set()
-        for log in self._folder.glob("app-*/*/stderr"):
-            for did, stage_id, task in _TASK.findall(log.read_text(errors="replace")):
-                if int(stage_id) in stage_ids:
-                    (begun.add if did == "Running" else begun.discard)(task)
-        return bool(begun)
+        """Whether a task of one of these stages of the newest application is at work on its executor, as the executor's own log tells.
+
+        The log does not tell of the end of a task that could not fetch a shuffle. On one core the next one's beginning does.
+        """
+        logs = sorted(self._folder.glob("app-*/*/stderr"))
+        for log in logs:
+            for line in self._followed.setdefault(log, Followed(log)).new_lines():
+                if (told := _TASK.search(line)) is not None:
+                    self._stage_ids[log] = int(told[2]) if told[1] == "Running" else None
+        return bool(logs) and self._stage_ids.get(logs[-1]) in stage_ids
+
+    def runs(self, pid: int) -> bool:
+        """Whether it has started this process."""
+        return pid in descendants(self.pid)
+
+    def freeze(self) -> None:
+        """Stop the clock of it and of all that it has started, so that what is seen of it stays so."""
+        self._frozen = []
+        while new := {self.pid, *descendants(self.pid)}.difference(self._frozen):
+            self._frozen += new
+            self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
 
     def lose(self) -> None:
-        """SIGKILL it with all that it has started, as if its machine were gone."""
-        for pid in (self.pid, *descendants(self.pid)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        """SIGKILL it, frozen, with all that it has started, as if its machine were gone."""
+        self._signal(signal.SIGKILL)
         self._process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in self._frozen:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
 
 class StandaloneCluster:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -33,22 +36,34 @@ def lose_the_worker_that(
         assert driver.is_alive(), f"ended before a worker was lost in {in_stage}: {driver.printed()[-3000:]}"
         _, has_begun, printed_since = driver.printed().partition(f" {in_stage} ...")
         if has_begun:
-            assert f" {in_stage}: " not in printed_since, f"no worker was lost in {in_stage}: {printed_since[-3000:]}"
+            has_ended = re.search(rf" {in_stage}: .* in, .* out, [\d.]+ s\n", printed_since)
+            assert not has_ended, f"no worker was lost in {in_stage}: {printed_since[-3000:]}"
             victim = next((worker for worker in cluster.workers if worker.is_alive() and is_at_work(worker)), None)
             if victim is not None:
-                victim.lose()
-                return
+                victim.freeze()
+                if is_at_work(victim):
+                    victim.lose()
+                    return
+                victim.thaw()
         time.sleep(POLL_SECONDS)
 
 
-def runs_python(driver: Driver, worker: Worker) -> bool:
-    """The kernels of sessionize and score, and the ranks of training."""
+def runs_kernel(driver: Driver, worker: Worker) -> bool:
+    """A kernel of sessionize or score."""
     return worker.is_running(driver.stages_with("MapInArrow"))
 
 
-def is_amid_training(warehouse: Path, driver: Driver, worker: Worker) -> bool:
-    num_whole = len(list(warehouse.glob("staging/train-*/checkpoints/step-*/manifest.json")))
-    return num_whole == 2 and runs_python(driver, worker)
+def is_amid_training(warehouse: Path, worker: Worker) -> bool:
+    """It runs a rank, of which there is a checkpoint and no record of its end."""
+    has_checkpoint = any(warehouse.glob("staging/train-*/checkpoints/step-*/manifest.json"))
+    for file in warehouse.glob("staging/train-*/run-*/*.started.json"):
+        # The folder is removed when all is over.
+        with contextlib.suppress(FileNotFoundError):
+            started = json.loads(file.read_text())
+            has_ended = file.with_name(f"rank-{started['rank']}.ended.json").exists()
+            if has_checkpoint and not has_ended and worker.runs(started["pid"]):
+                return True
+    return False
 
 
 def take_the_night_there(cluster: StandaloneCluster, chain: Chain, warehouse: Path, num_ranks: int) -> None:
@@ -56,9 +71,9 @@ def take_the_night_there(cluster: StandaloneCluster, chain: Chain, warehouse: Pa
     night = [*NIGHT, "--config", str(chain.config_file), f"warehouse={warehouse}", *SMALL_MODEL]
     night += [CHECKPOINT_AFTER_EVERY_STEP, f"train.num_ranks={num_ranks}"]
     driver = cluster.submit(*night)
-    lose_the_worker_that(functools.partial(runs_python, driver), "sessionize", cluster, driver)
+    lose_the_worker_that(functools.partial(runs_kernel, driver), "sessionize", cluster, driver)
     cluster.add_worker()
-    lose_the_worker_that(functools.partial(is_amid_training, warehouse, driver), "train", cluster, driver)
+    lose_the_worker_that(functools.partial(is_amid_training, warehouse), "train", cluster, driver)
     if num_ranks == 1:
         cluster.add_worker()
     assert driver.wait() == 1
@@ -67,7 +82,7 @@ def take_the_night_there(cluster: StandaloneCluster, chain: Chain, warehouse: Pa
     if num_ranks > 1:
         cluster.add_worker()
     driver = cluster.submit(*night)
-    lose_the_worker_that(functools.partial(runs_python, driver), "score", cluster, driver)
+    lose_the_worker_that(functools.partial(runs_kernel, driver), "score", cluster, driver)
     assert driver.wait() == 0, driver.printed()[-3000:]
     assert "gone on from step" in driver.printed()
 
