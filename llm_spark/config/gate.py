@@ -23,12 +23,16 @@ class GateConfig:
     """So much of the metric, in its own unit, the challenger may lose against the champion on the same test positions: the lower end of the
     difference's 95 % interval must not lie below minus this. 0.01 of recall is one hit in a hundred positions. Where the test window is so
     small that the interval is wider than this, no challenger passes: give it more users, or a wider margin."""
+    max_outcome_loss: float = 0.02
+    """Likewise of each outcome that the champion foretells too: of the area under the curve, or of an amount the share by which the squared error
+    of its logarithm may be larger than the champion's."""
     beats_popularity: str = "interval"
     """How the model must beat recommending what is popular. interval: the whole 95 % interval of the difference lies above 0; point: the
     difference does; none: it need not. A model that cannot be told from popularity is not worth its night."""
     beats_best_baseline: str = "point"
     """The same of the best of the other baselines. By the difference alone, since that baseline was picked as the best of several on these
-    very positions, and is a strong rival on some data."""
+    very positions, and is a strong rival on some data. Of a model that foretells outcomes alone: the same of the regression on recency,
+    frequency and monetary value."""
     missing_baseline: str = "refuse"
     """Where a baseline that should have been measured was not: refuse, or warn and compare with those that were. Without it nobody knows
     which one is the best. Where nothing else speaks against the model it goes on waiting, and the next evaluate tries again."""
@@ -39,6 +43,7 @@ class GateConfig:
             bool(known), "gate.metric", self.metric, "give accuracy, recall@k, mrr@k or ndcg@k with a k of evaluate.ks"
         )
         require(0 <= self.max_loss < 1, "gate.max_loss", self.max_loss, "give 0 to below 1")
+        require(0 <= self.max_outcome_loss < 1, "gate.max_outcome_loss", self.max_outcome_loss, "give 0 to below 1")
         one_of("gate.beats_popularity", self.beats_popularity, WAYS_TO_BEAT)
         one_of("gate.beats_best_baseline", self.beats_best_baseline, WAYS_TO_BEAT)
         one_of("gate.missing_baseline", self.missing_baseline, ("refuse", "warn"))

@@ -7,6 +7,9 @@ let through whatever is not proven worse, and with few positions nothing can be 
 passes. (Wellek 2010, Testing Statistical Hypotheses of Equivalence and Noninferiority, chapter 2.)
 
 Against a baseline it is a test of superiority: the lower end, or by setting the difference itself, must lie above 0.
+
+Outcomes are guarded likewise: no more may be lost of any that the champion foretells too. A model that foretells outcomes alone is judged by
+them alone, and must beat in each the regression that a marketer would fit.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from llm_spark.config import GateConfig
 from llm_spark.config.gate import BY_INTERVAL, NOT_AT_ALL
 
 POPULARITY = "popularity"
+POSITIONS, MOMENTS = "positions", "moments"
+"""What a metric is a mean over."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,24 @@ class Measured:
     low: float | None
     high: float | None
     num_positions: int
+    """Or moments, of an outcome."""
+
+    def as_gain(self, of_other: float) -> Measured:
+        """Of an error less another's: how much smaller it is, in shares of the other's, which is `of_other`."""
+        low, high = (None if end is None else -end / of_other for end in (self.high, self.low))
+        return Measured(-self.value / of_other, low, high, self.num_positions)
+
+
+@dataclass(frozen=True)
+class MeasuredOutcome:
+    """How well one outcome is foretold, less how well others foretell it: in the area under the curve; of an amount, in shares of the other's
+    squared error of its logarithm. More than 0 is in the challenger's favour. None where it was not measured."""
+
+    measure: str
+    """Named in sentences: what of which outcome."""
+    over_champion: Measured | None
+    over_regression: Measured | None
+    champion_foretells_it: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,6 +73,10 @@ class Evidence:
     """Its metric less each baseline's."""
     expected_baselines: tuple[str, ...] = (POPULARITY,)
     """Those that should have been measured."""
+    foretells_items: bool = True
+    """False for a model that foretells outcomes alone."""
+    champion_foretells_items: bool = True
+    outcomes: tuple[MeasuredOutcome, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,9 +110,15 @@ def _findings(evidence: Evidence, rules: GateConfig) -> Iterator[_Finding]:
     yield _ranks(evidence)
     if evidence.champion_id is None:
         yield _Finding(True, "there is no champion yet to compare it with")
-    else:
-        yield _no_worse(evidence, rules.max_loss)
-    yield from _baselines(evidence, rules)
+    elif evidence.foretells_items:
+        whom = f"that of champion {evidence.champion_id}"
+        yield _no_worse(evidence.metric, evidence.over_champion, whom, rules.max_loss)
+    elif evidence.champion_foretells_items:
+        yield _Finding(False, f"it foretells outcomes alone, and champion {evidence.champion_id} next items too")
+    if evidence.foretells_items:
+        yield from _baselines(evidence, rules)
+    for outcome in evidence.outcomes:
+        yield from _outcome(evidence, outcome, rules)
 
 
 def _ranks(evidence: Evidence) -> _Finding:
@@ -96,12 +129,11 @@ def _ranks(evidence: Evidence) -> _Finding:
     return _Finding(False, f"the completion record of rank {which} is missing ({evidence.num_ranks} trained it)")
 
 
-def _no_worse(evidence: Evidence, max_loss: float) -> _Finding:
-    whom = f"champion {evidence.champion_id}"
-    difference = _usable(evidence.over_champion)
+def _no_worse(what: str, measured: Measured | None, whose: str, max_loss: float, unit: str = POSITIONS) -> _Finding:
+    difference = _usable(measured)
     if difference is None:
-        return _Finding(False, f"its {evidence.metric} was not compared with that of {whom}")
-    told = _told(evidence.metric, whom, difference)
+        return _Finding(False, f"its {what} was not compared with {whose}")
+    told = _told(what, whose, difference, unit)
     if difference.low is None:
         return _Finding(False, f"{told}, without an interval to judge by")
     passed = difference.low >= -max_loss
@@ -118,15 +150,37 @@ def _baselines(evidence: Evidence, rules: GateConfig) -> Iterator[_Finding]:
             said = f"the baseline {name} was not measured{' (warning)' if only_warned else ''}"
             yield _Finding(only_warned, said, is_final=name not in evidence.expected_baselines)
     if rules.beats_popularity != NOT_AT_ALL and POPULARITY in measured:
-        yield _better(evidence.metric, POPULARITY, measured[POPULARITY], rules.beats_popularity)
+        yield _better(evidence.metric, f"that of {POPULARITY}", measured[POPULARITY], rules.beats_popularity)
     if rules.beats_best_baseline != NOT_AT_ALL and others:
         # The best baseline is the one over which the model's lead is smallest.
         best = min(others, key=lambda name: (others[name].value, name))
-        yield _better(evidence.metric, f"{best}, the best baseline,", others[best], rules.beats_best_baseline)
+        whose = f"that of {best}, the best baseline,"
+        yield _better(evidence.metric, whose, others[best], rules.beats_best_baseline)
 
 
-def _better(metric: str, whom: str, difference: Measured, rule: str) -> _Finding:
-    told = _told(metric, whom, difference)
+def _outcome(evidence: Evidence, outcome: MeasuredOutcome, rules: GateConfig) -> Iterator[_Finding]:
+    """It is no final word where an outcome could not be judged: its window may be open still. Then next items decide, where there are any."""
+    only_warned = evidence.foretells_items or rules.missing_baseline == "warn"
+    if evidence.champion_id is not None and outcome.champion_foretells_it:
+        whose = f"that of champion {evidence.champion_id}"
+        if _usable(outcome.over_champion) is None:
+            said = f"its {outcome.measure} could not be compared with {whose}{' (warning)' if only_warned else ''}"
+            yield _Finding(only_warned, said, is_final=False)
+        else:
+            yield _no_worse(outcome.measure, outcome.over_champion, whose, rules.max_outcome_loss, MOMENTS)
+    if not evidence.foretells_items and rules.beats_best_baseline != NOT_AT_ALL:
+        over_regression = _usable(outcome.over_regression)
+        if over_regression is None:
+            said = (
+                f"its {outcome.measure} could not be compared with a regression's{' (warning)' if only_warned else ''}"
+            )
+            yield _Finding(only_warned, said, is_final=False)
+        else:
+            yield _better(outcome.measure, "a regression's", over_regression, rules.beats_best_baseline, MOMENTS)
+
+
+def _better(what: str, whose: str, difference: Measured, rule: str, unit: str = POSITIONS) -> _Finding:
+    told = _told(what, whose, difference, unit)
     if rule == BY_INTERVAL and difference.low is None:
         return _Finding(False, f"{told}, without an interval to judge by")
     passed = (difference.low if rule == BY_INTERVAL else difference.value) > 0  # type: ignore[operator]
@@ -142,6 +196,6 @@ def _usable(measured: Measured | None) -> Measured | None:
     return measured if all(map(math.isfinite, ends)) else None
 
 
-def _told(metric: str, whom: str, difference: Measured) -> str:
+def _told(what: str, whose: str, difference: Measured, unit: str) -> str:
     interval = "" if difference.low is None else f" [{difference.low:+.4f}, {difference.high:+.4f}]"
-    return f"its {metric} less that of {whom} is {difference.value:+.4f}{interval} on {difference.num_positions:,} positions"
+    return f"its {what} less {whose} is {difference.value:+.4f}{interval} on {difference.num_positions:,} {unit}"

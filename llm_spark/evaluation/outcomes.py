@@ -71,7 +71,7 @@ def outcome_metrics(moments: DataFrame, outcomes: Sequence[OutcomeConfig]) -> Da
 
 
 def outcome_estimates(metrics: DataFrame) -> dict[tuple[str, str | None], list[Estimate]]:
-    """(recommender, against) -> figures with their intervals: each recommender's own, and the model's less the regression's, paired."""
+    """(recommender, against) -> figures with their intervals: each recommender's own, and the model's less every other's, paired."""
     value_of: dict[tuple[str, str, int, str], Floats] = {}
     told: dict[tuple[str, str], tuple[bool, int]] = {}
     for row in metrics.toArrow().to_pylist():
@@ -79,19 +79,19 @@ def outcome_estimates(metrics: DataFrame) -> dict[tuple[str, str | None], list[E
         value_of.setdefault(key, np.full(1 + NUM_REPLICATES, np.nan))[row["replicate"]] = row["value"]
         if row["replicate"] == 0:
             told[row["recommender"], row["outcome"]] = row["only_user"] is None, row["moments"]
+    others = sorted({recommender for recommender, _ in told} - {MODEL})
     found: dict[tuple[str, str | None], list[Estimate]] = {}
     for (recommender, outcome, tenth, name), value_R in sorted(value_of.items()):
         if np.isnan(value_R[0]):
             continue
         place = f"outcome_decile_{tenth}" if tenth else "all"
-
-        found.setdefault((recommender, None), []).append(
-            _estimate(value_R, place, f"{outcome}.{name}", *told[recommender, outcome])
-        )
-        theirs_R = value_of.get((RFM, outcome, tenth, name))
-        if recommender == MODEL and theirs_R is not None:
-            apart = _estimate(value_R - theirs_R, place, f"{outcome}.{name}", *told[recommender, outcome])
-            found.setdefault((MODEL, RFM), []).append(apart)
+        compared: list[tuple[str | None, Floats]] = [(None, value_R)]
+        for other in others if recommender == MODEL else []:
+            if (theirs_R := value_of.get((other, outcome, tenth, name))) is not None:
+                compared.append((other, value_R - theirs_R))
+        for against, figure_R in compared:
+            estimate = _estimate(figure_R, place, f"{outcome}.{name}", *told[recommender, outcome])
+            found.setdefault((recommender, against), []).append(estimate)
     return found
 
 

@@ -14,7 +14,7 @@ from llm_spark.pipelines.baselines import measured_baselines
 from llm_spark.pipelines.certificate import require_certificate
 from llm_spark.pipelines.evaluation_window import EvaluationWindow, open_window, require_testable
 from llm_spark.pipelines.outcome_evaluation import Figures, outcome_figures, outcome_lines
-from llm_spark.pipelines.outcomes import require_labels
+from llm_spark.pipelines.outcomes import outcomes_note, require_labels
 from llm_spark.pipelines.registry.aliases import read_models
 from llm_spark.pipelines.registry.promotion import decide_promotion, was_evaluated
 from llm_spark.pipelines.registry.serving import Champion, evaluated_models
@@ -67,7 +67,7 @@ def _measure(warehouse: Warehouse, config: Config, account: Account) -> None:
     origin["baselines"] = [name for name in config.evaluate.baselines if name in measured]
     found = figures(measured)
     told = evaluation_lines(window, found)
-    of_outcomes = measured_outcomes(warehouse, window, models[MODEL], config.evaluate.batch_rows, account)
+    of_outcomes = measured_outcomes(warehouse, window, models, config.evaluate.batch_rows, account)
     told += outcome_lines(of_outcomes)
     for key, estimates in of_outcomes.items():
         found.setdefault(key, []).extend(estimates)
@@ -102,18 +102,25 @@ def comparable_models(warehouse: Warehouse, models: Mapping[str, Champion], acco
 
 
 def measured_outcomes(
-    warehouse: Warehouse, window: EvaluationWindow, model: Champion, batch_rows: int, account: Account
+    warehouse: Warehouse, window: EvaluationWindow, models: Mapping[str, Champion], batch_rows: int, account: Account
 ) -> Figures:
-    """How well the model foretells its outcomes; nothing, and a remark, where the sequences hold the labels of others."""
+    """How well the model foretells its outcomes, beside others that foretell the same; nothing, and a remark, where the sequences hold the
+    labels of others."""
+    model = models[MODEL]
     if not model.config.outcomes:
         return {}
+    made_from = (warehouse.origin(SEQUENCES) or {})["made_from"]
     try:
-        require_labels((warehouse.origin(SEQUENCES) or {})["made_from"], model.config)
+        require_labels(made_from, model.config)
     except DataError as error:
         account.remarks.append(f"its outcomes are not judged: {error}")
         return {}
+    same = outcomes_note(model.config.outcomes)
+    others = {
+        name: other for name, other in models.items() if name != MODEL and outcomes_note(other.config.outcomes) == same
+    }
     with progress("evaluate: outcomes"):
-        return outcome_figures(model, window.training, window.test, batch_rows, account)
+        return outcome_figures(model, others, window.training, window.test, batch_rows, account)
 
 
 def figures(measured: Mapping[str, Measured]) -> dict[tuple[str, str | None], list[Estimate]]:

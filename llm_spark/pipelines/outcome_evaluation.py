@@ -19,13 +19,21 @@ Figures = dict[tuple[str, str | None], list[Estimate]]
 
 
 def outcome_figures(
-    model: Champion, training: DataFrame, test: DataFrame, batch_rows: int, account: Account
+    model: Champion,
+    others: Mapping[str, Champion],
+    training: DataFrame,
+    test: DataFrame,
+    batch_rows: int,
+    account: Account,
 ) -> Figures:
-    """(recommender, against) -> figures of every outcome of this model, from all moments of the test rows whose outcome is known by now."""
+    """(recommender, against) -> figures of every outcome of this model, from all moments of the test rows whose outcome is known by now; beside
+    it a regression, and the `others`, by their names, which must foretell the same outcomes."""
     outcomes = model.config.outcomes
     asked = _moments(test, model, batch_rows, foretold=True).persist(StorageLevel.MEMORY_AND_DISK)
     taught = _moments(training, model, batch_rows, foretold=False).persist(StorageLevel.MEMORY_AND_DISK)
     told = [asked.withColumn("recommender", F.lit(MODEL))]
+    for name, other in others.items():
+        told.append(_moments(test, other, batch_rows, foretold=True).withColumn("recommender", F.lit(name)))
     for outcome in outcomes:
         try:
             told.append(rfm_predictions(taught, asked, outcome).withColumn("recommender", F.lit(RFM)))

@@ -179,12 +179,12 @@ class Evaluated:
         return said, figures
 
     def outcomes(self) -> list[tuple[str, Grid, list[Figure]]]:
-        """For each outcome that the model foretells: its measures beside the regression's, and lift and gain by tenth."""
+        """For each outcome that the model foretells: its measures beside the regression's and the champion's, and lift and gain by tenth."""
         found = []
         for outcome in dict.fromkeys(e.name.partition(".")[0] for e in self.report.estimates if "." in e.name):
             who = [
                 r
-                for r in (EVALUATED, REGRESSION)
+                for r in (EVALUATED, REGRESSION, CHAMPION)
                 if any(e.recommender == r and e.name.startswith(f"{outcome}.") for e in self.report.estimates)
             ]
             measures = [m for m in _OUTCOME_MEASURES if any(self.get(f"{outcome}.{m}", recommender=r) for r in who)]
@@ -192,15 +192,11 @@ class Evaluated:
                 [
                     _OUTCOMES[m],
                     *(_cell(self.get(f"{outcome}.{m}", recommender=r)) for r in who),
-                    *(
-                        [_cell(self.get(f"{outcome}.{m}", against=REGRESSION), signed=True)]
-                        if REGRESSION in who
-                        else []
-                    ),
+                    *(_cell(self.get(f"{outcome}.{m}", against=r), signed=True) for r in who if r != EVALUATED),
                 ]
                 for m in measures
             ]
-            columns = ["measure", *map(self.label, who), *(["difference"] if REGRESSION in who else [])]
+            columns = ["measure", *map(self.label, who), *(f"less {self.label(r)}" for r in who if r != EVALUATED)]
             grid = Grid(f"{outcome}: measures with 95 % intervals", columns, rows)
             found.append((outcome, grid, self._tenths(outcome, who)))
         return found

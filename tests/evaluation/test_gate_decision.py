@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llm_spark.config import GateConfig
-from llm_spark.evaluation.gate import Evidence, Measured, decide
+from llm_spark.evaluation.gate import Evidence, Measured, MeasuredOutcome, decide
 
 RULES = GateConfig(max_loss=0.01)
 
@@ -114,3 +114,62 @@ def test_a_missing_baseline_that_is_only_warned_of_is_still_told() -> None:
     rules = replace(RULES, missing_baseline="warn")
     sentences = decide(replace(GOOD, **without("vsknn")), rules).sentences
     assert "the baseline vsknn was not measured (warning)" in sentences
+
+
+def outcome(
+    over_champion: Measured | None, over_regression: Measured | None = BETTER, champion_foretells_it: bool = True
+) -> MeasuredOutcome:
+    return MeasuredOutcome("AUC of 'returns'", over_champion, over_regression, champion_foretells_it)
+
+
+ALONE = replace(GOOD, foretells_items=False, champion_foretells_items=False, over_champion=None, over_baselines={})
+
+
+@pytest.mark.parametrize(
+    ("why", "evidence"),
+    [
+        ("no worse than the champion", replace(GOOD, outcomes=(outcome(TIED),))),
+        ("a regression need not be beaten by what else it foretells", replace(GOOD, outcomes=(outcome(TIED, WORSE),))),
+        ("the champion does not foretell it", replace(GOOD, outcomes=(outcome(None, None, False),))),
+        ("its window is open still", replace(GOOD, outcomes=(outcome(None, None),))),
+        ("outcomes alone", replace(ALONE, outcomes=(outcome(TIED, UNSURE),))),
+        ("outcomes alone, the first model", replace(ALONE, champion_id=None, outcomes=(outcome(None),))),
+    ],
+)
+def test_outcomes_do_not_stand_in_the_way_of(why: str, evidence: Evidence) -> None:
+    decision = decide(evidence, RULES)
+    assert decision.promoted, (why, decision.sentences)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "sentence", "is_final"),
+    [
+        (replace(GOOD, outcomes=(outcome(TIED), outcome(WORSE))), "of champion m1 is -0.0500", True),
+        (replace(ALONE, outcomes=(outcome(WORSE),)), "AUC of 'returns' less that of champion m1 is -0.0500", True),
+        (replace(ALONE, outcomes=(outcome(TIED, WORSE),)), "less a regression's is -0.0500", True),
+        (replace(ALONE, outcomes=(outcome(None),)), "could not be compared with that of champion m1", False),
+        (replace(ALONE, outcomes=(outcome(TIED, None),)), "could not be compared with a regression's", False),
+        (
+            replace(ALONE, outcomes=(outcome(TIED),), champion_foretells_items=True),
+            "it foretells outcomes alone, and champion m1 next items too",
+            True,
+        ),
+    ],
+)
+def test_outcomes_stand_in_the_way(evidence: Evidence, sentence: str, is_final: bool) -> None:
+    decision = decide(evidence, RULES)
+    assert not decision.promoted
+    assert any(sentence in found and "1,234 positions" not in found for found in decision.sentences), decision.sentences
+    assert decision.is_final == is_final
+
+
+def test_the_margin_of_outcomes_is_their_own() -> None:
+    evidence = replace(GOOD, outcomes=(outcome(lead(0.0, -0.015, 0.01)),))
+    assert decide(evidence, RULES).promoted
+    assert not decide(evidence, replace(RULES, max_outcome_loss=0.01)).promoted
+
+
+def test_a_smaller_error_is_a_gain_in_shares_of_the_others() -> None:
+    gain = Measured(-0.5, -0.8, 0.2, 10).as_gain(2.0)
+    assert gain == Measured(0.25, -0.1, 0.4, 10)
+    assert Measured(-0.5, None, None, 10).as_gain(2.0) == Measured(0.25, None, None, 10)

@@ -78,6 +78,18 @@ def test_figures_have_intervals_and_differences_are_paired(spark: SparkSession) 
     assert figures[(RFM, None), "outcome_decile_10", "returns.gain"].value == pytest.approx(1.0)
 
 
+def test_the_model_is_compared_with_every_other_that_foretells_the_same(spark: SparkSession) -> None:
+    moments = drawn(spark, RETURNS, 300, seed=8)[0]
+    turned = moments.withColumn("prediction", -F.col("prediction"))
+    told = [moments.withColumn("recommender", F.lit(MODEL)), turned.withColumn("recommender", F.lit("champion"))]
+    found = outcome_estimates(outcome_metrics(told[0].unionByName(told[1]), [RETURNS]))
+    assert set(found) == {(MODEL, None), ("champion", None), (MODEL, "champion")}
+    auc = {key: next(e.value for e in estimates if e.name == "returns.auc") for key, estimates in found.items()}
+    # Turned round, what was likelier is less likely.
+    assert auc["champion", None] == pytest.approx(1 - auc[MODEL, None], abs=2e-3)
+    assert auc[MODEL, "champion"] == pytest.approx(auc[MODEL, None] - auc["champion", None])
+
+
 def test_one_user_alone_has_no_interval(spark: SparkSession) -> None:
     moments = drawn(spark, RETURNS, 30, seed=7)[0].withColumns({"user_id": F.lit("u"), "recommender": F.lit(MODEL)})
     (estimates,) = outcome_estimates(outcome_metrics(moments, [RETURNS])).values()

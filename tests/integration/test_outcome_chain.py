@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import re
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +24,7 @@ from llm_spark.config.model import BASELINES
 from llm_spark.errors import DataError, UsageError
 from llm_spark.model.artifact import load_artifact
 from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.registry.aliases import read_models
 from llm_spark.pipelines.registry.serving import champion
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import EVALUATION, PREDICTIONS, SEQUENCES, SESSIONS, TRAINING_METRICS
@@ -244,6 +247,36 @@ def test_the_artifact_of_the_run_foretells_as_much_as_it_was_taught(foretold: Ru
     # Mean of the log gaps lies between those of a minute and of a month.
     assert math.log(60) < float(loaded.model.number_input.mean_K[0]) < math.log(31 * 86_400)
     assert 1 <= float(loaded.model.number_input.mean_K[1]) <= 8
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_the_gate_looks_at_what_the_champion_foretells_too(
+    foretold: Run, spark: SparkSession, tmp_path: Path, weight: float
+) -> None:
+    shutil.copytree(foretold.warehouse.root, tmp_path / "copy")
+    copy = Warehouse(spark, str(tmp_path / "copy"))
+    former = champion(copy).model_id
+    config = foretold.config(
+        f"warehouse={copy.root}",
+        *("gate.enabled=true", "train.seed=3", f"model.next_item_weight={weight}", "train.num_epochs=0.3"),
+        *("evaluate.baselines=[popularity]", "gate.beats_popularity=none", "gate.max_loss=0.9"),
+    )
+    run_stage("train", copy, config)
+    with contextlib.suppress(DataError):
+        run_stage("evaluate", copy, config)
+    value = {
+        (row["recommender"], row["against"], row["name"]): row["value"]
+        for row in copy.read(EVALUATION).where("slice = 'all'").collect()
+    }
+    judged = next(model for model in read_models(copy).rows if model.model_id != former)
+    returns, spend = judged.json("metrics")["gate"]["outcomes"]
+    assert returns["over_champion"]["value"] == value["model", "champion", "returns.auc"]
+    assert returns["over_regression"]["value"] == value["model", "rfm_regression", "returns.auc"]
+    theirs = value["champion", None, "spend.squared_error_log"]
+    assert spend["over_champion"]["value"] == pytest.approx(
+        1 - value["model", None, "spend.squared_error_log"] / theirs
+    )
+    assert ("it foretells outcomes alone" in judged.reason) == (weight == 0)
 
 
 def test_the_readmes_query_of_outcomes_gives_users(foretold: Run) -> None:

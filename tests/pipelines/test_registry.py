@@ -21,7 +21,7 @@ from llm_spark.pipelines.registry.aliases import as_challenger, as_refused, chan
 from llm_spark.pipelines.registry.commands import run_action
 from llm_spark.pipelines.registry.promotion import decide_promotion
 from llm_spark.pipelines.registry.serving import champion, evaluated_models
-from llm_spark.schemas import MODELS
+from llm_spark.schemas import EVALUATION, MODELS, SEQUENCES
 from llm_spark.tables.warehouse import Warehouse
 from tests.pipelines.models import START, model, promote_in_turn, save_artifact
 
@@ -164,12 +164,23 @@ def test_without_a_champion_the_line_says_what_to_do(spark: SparkSession, tmp_pa
         change(warehouse, lambda models: models)
 
 
-def test_a_challenger_that_foretells_outcomes_alone_is_left_to_a_person(three: Warehouse) -> None:
-    alone = replace(model("outcomes", 9), config=json.dumps({"model": {"next_item_weight": 0.0}}))
+def test_a_challenger_that_foretells_outcomes_alone_does_not_follow_one_that_recommends(three: Warehouse) -> None:
+    outcome = {"name": "returns", "within_days": 5.0, "event_types": [], "kind": "event", "weight": 1.0}
+    alone = replace(
+        model("outcomes", 9), config=json.dumps({"model": {"next_item_weight": 0.0, "outcomes": [outcome]}})
+    )
+    save_artifact(three, "outcomes")
+    three.append(SEQUENCES, three.spark.createDataFrame([], SEQUENCES.schema), "nobody's")
+    former = champion(three).model_id
     change(three, lambda models: as_challenger(models, alone, START, "trained"))
+    figures = {"model_id": "outcomes", "recommender": "model", "against": "rfm_regression", "slice": "all"}
+    figures |= {"name": "returns.auc", "value": 0.2, "ci_low": 0.1, "ci_high": 0.3, "num_examples": 500}
+    rows = [tuple(figures.get(name) for name in EVALUATION.schema.names)]
+    measured = {"models": {"model": "outcomes", "champion": former}}
+    three.replace_where(EVALUATION, three.spark.createDataFrame(rows, EVALUATION.schema), "true", measured)
     account = Account("evaluate")
     decide_promotion(three, load(None, [f"warehouse={three.root}"]), account)
-    change(three, lambda models: as_refused(models, models.find("outcomes"), START, "refused: the test is over"))
-    (remark,) = account.remarks
-    assert "it foretells outcomes alone and the gate judges next items: `llm-spark models promote outcomes`" in remark
-    assert account.refusal == ""
+    assert f"it foretells outcomes alone, and champion {former} next items too" in account.refusal
+    assert champion(three).model_id == former
+    (kept,) = read_models(three).find("outcomes").json("metrics")["gate"]["outcomes"]
+    assert kept["over_regression"] == {"value": 0.2, "low": 0.1, "high": 0.3, "num_positions": 500}

@@ -13,7 +13,8 @@ from pyspark.sql import functions as F
 from llm_spark.config import Config
 from llm_spark.errors import DataError, UserError
 from llm_spark.evaluation.estimates import MODEL
-from llm_spark.evaluation.gate import Decision, Evidence, Measured, decide
+from llm_spark.evaluation.gate import Decision, Evidence, Measured, MeasuredOutcome, decide
+from llm_spark.evaluation.outcomes import RFM
 from llm_spark.model.artifact import read_manifest
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.certificate import require_certificate
@@ -56,12 +57,6 @@ def decide_promotion(warehouse: Warehouse, config: Config, account: Account) -> 
         by_hand = f"`llm-spark models promote {challenger.model_id}`"
         account.remarks.append(f"challenger {challenger.model_id} stays one, for gate.enabled is false: {by_hand}")
         return
-    if not challenger.json("config").get("model", {}).get("next_item_weight", 1.0):
-        by_hand = f"`llm-spark models promote {challenger.model_id}`"
-        account.remarks.append(
-            f"challenger {challenger.model_id} stays one, for it foretells outcomes alone and the gate judges next items: {by_hand}"
-        )
-        return
     evidence = _evidence(warehouse, config, models, challenger)
     decision = decide(evidence, config.gate)
     if not decision.is_final:
@@ -99,7 +94,10 @@ def _evidence(warehouse: Warehouse, config: Config, models: Models, challenger: 
     champion = models.champion
     _require_measured(warehouse, models, challenger)
     metric = config.gate.chosen_metric(config.evaluate.ks)
-    over = _differences(warehouse.read_or_empty(EVALUATION), challenger.model_id, metric)
+    evaluation = warehouse.read_or_empty(EVALUATION).where(
+        (F.col("model_id") == challenger.model_id) & (F.col("slice") == "all")
+    )
+    over = _differences(evaluation, metric)
     manifest, _ = read_manifest(warehouse.model_path(challenger.model_id))
     return Evidence(
         metric=metric,
@@ -110,6 +108,9 @@ def _evidence(warehouse: Warehouse, config: Config, models: Models, challenger: 
         over_champion=over.pop(CHAMPION, None),
         over_baselines=over,
         expected_baselines=tuple(config.evaluate.baselines),
+        foretells_items=_foretells_items(challenger),
+        champion_foretells_items=champion is None or _foretells_items(champion),
+        outcomes=_outcomes(evaluation, challenger, champion),
     )
 
 
@@ -132,14 +133,54 @@ def _certificate_objection(warehouse: Warehouse) -> str:
     return ""
 
 
-def _differences(evaluation: DataFrame, model_id: str, metric: str) -> dict[str, Measured]:
+def _differences(evaluation: DataFrame, metric: str) -> dict[str, Measured]:
     """The model's metric over all test positions less that of each other recommender that it was compared with."""
-    of_model = (F.col("model_id") == model_id) & (F.col("recommender") == MODEL) & (F.col("slice") == "all")
-    rows = evaluation.where(of_model & (F.col("name") == metric) & F.col("against").isNotNull()).collect()
+    of_model = (F.col("recommender") == MODEL) & F.col("against").isNotNull()
+    rows = evaluation.where(of_model & (F.col("name") == metric)).collect()
     return {
         row["against"]: Measured(row["value"], row["ci_low"], row["ci_high"], row["num_examples"])
         for row in rows
         if row["value"] is not None
+    }
+
+
+def _foretells_items(model: Model) -> bool:
+    return bool(model.json("config").get("model", {}).get("next_item_weight", 1.0))
+
+
+def _outcomes(evaluation: DataFrame, challenger: Model, champion: Model | None) -> tuple[MeasuredOutcome, ...]:
+    """Of every outcome that the challenger foretells, how much better it does so than the champion and the regression."""
+    theirs = _outcomes_of(champion) if champion is not None else []
+    return tuple(
+        MeasuredOutcome(
+            f"{'accuracy (less squared error)' if _is_amount(outcome) else 'AUC'} of '{outcome['name']}'",
+            over_champion=(over := _outcome_gains(evaluation, outcome)).get(CHAMPION),
+            over_regression=over.get(RFM),
+            champion_foretells_it=outcome in theirs,
+        )
+        for outcome in _outcomes_of(challenger)
+    )
+
+
+def _is_amount(outcome: Mapping[str, Any]) -> bool:
+    return bool(outcome.get("kind") == "amount")
+
+
+def _outcomes_of(model: Model) -> list[dict[str, Any]]:
+    """What each is, without what it weighs in training."""
+    outcomes = model.json("config").get("model", {}).get("outcomes", [])
+    return [{key: value for key, value in outcome.items() if key != "weight"} for outcome in outcomes]
+
+
+def _outcome_gains(evaluation: DataFrame, outcome: Mapping[str, Any]) -> dict[str, Measured]:
+    """As MeasuredOutcome has them, by whom it was compared with."""
+    if not _is_amount(outcome):
+        return _differences(evaluation, f"{outcome['name']}.auc")
+    error = f"{outcome['name']}.squared_error_log"
+    own = evaluation.where((F.col("name") == error) & F.col("against").isNull() & (F.col("value") > 0)).collect()
+    errors = {row["recommender"]: row["value"] for row in own}
+    return {
+        name: less.as_gain(errors[name]) for name, less in _differences(evaluation, error).items() if name in errors
     }
 
 
@@ -150,4 +191,5 @@ def _kept(evidence: Evidence) -> dict[str, Any]:
         "metric": evidence.metric,
         "champion": evidence.champion_id,
         "less_that_of": {name: asdict(measured) for name, measured in over.items() if measured is not None},
+        "outcomes": [asdict(outcome) for outcome in evidence.outcomes],
     }

@@ -77,8 +77,6 @@ def _loaded(warehouse: Warehouse, model_id: str) -> Champion:
 def _why_none(models: Models) -> str:
     if (waiting := models.challenger) is not None:
         by_hand = f"`llm-spark models promote {waiting.model_id}` promotes it by hand"
-        if not waiting.json("config").get("model", {}).get("next_item_weight", 1.0):
-            return f"no model is champion, and {waiting.model_id} foretells outcomes alone, which the gate does not judge: {by_hand}"
         return f"no model is champion, and {waiting.model_id} waits for the gate: run `llm-spark evaluate`; {by_hand}"
     refused = [model for model in models.rows if model.judged_by == GATE]
     if refused:
