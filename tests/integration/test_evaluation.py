@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from llm_spark.errors import DataError, UsageError
 from llm_spark.pipelines.evaluation_window import EvaluationWindow, open_window, require_testable
 from llm_spark.pipelines.registry.serving import champion
+from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import EVALUATION, SEQUENCES, VOCABULARY
 from llm_spark.tables.warehouse import Warehouse
 from tests.integration.conftest import Chain
@@ -85,6 +86,25 @@ def test_a_model_of_another_vocabulary_is_refused_naming_both(
         DataError, match=r"another vocabulary, v1 of table \w{8} \(60 items\), than .* v1 of table \w{8} \(60"
     ):
         require_testable(Warehouse(spark, str(copy)), champion(chain.warehouse))
+
+
+def test_after_the_vocabulary_was_removed_and_made_anew_another_model_is_trained(
+    chain: Chain, spark: SparkSession, tmp_path: Path
+) -> None:
+    anew = Warehouse(spark, str(tmp_path / "copy"))
+    shutil.copytree(chain.warehouse.root, anew.root)
+    for table in (VOCABULARY, SEQUENCES):
+        shutil.rmtree(anew.path(table))
+    run_stage("sequences", anew, chain.config)
+    # Their versions are what they were, and so are the settings.
+    assert anew.version(VOCABULARY) == chain.warehouse.version(VOCABULARY)
+    former = champion(anew)
+    with pytest.raises(DataError, match="another vocabulary"):
+        require_testable(anew, former)
+    assert not run_stage("train", anew, chain.config).nothing_to_do
+    assert champion(anew).model_id != former.model_id
+    require_testable(anew, champion(anew))
+    assert run_stage("train", anew, chain.config).nothing_to_do
 
 
 def test_categories_are_those_of_the_attribute_that_the_setting_names(chain: Chain) -> None:
