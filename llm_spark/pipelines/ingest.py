@@ -29,9 +29,9 @@ from llm_spark.tables.warehouse import Warehouse
 from llm_spark.transforms.identity import stable_id
 
 _WRITER = "llm_spark.ingest"
-
-
 _CLOCK_TOLERANCE = timedelta(hours=1)
+_FUTURE_TOLERANCE = 0.01
+"""Of a batch's records, as noise."""
 
 
 def ingest(warehouse: Warehouse, config: Config, account: Account) -> None:
@@ -49,14 +49,14 @@ def ingest(warehouse: Warehouse, config: Config, account: Account) -> None:
     if not files:
         account.nothing_to_do = "every file is ingested already"
         return
-    _require_clock(account)
     account.begin(f"read {len(files):,} new or changed files, the first '{files[0].uri}'")
     turn = warehouse.last_turn(EVENTS, _WRITER)
     with progress(f"ingest: reading {len(files)} files"):
-        batch = read_batch(warehouse, files, config.ingest, account.started_at, hidden)
+        batch = read_batch(warehouse, files, config.ingest, _now(), hidden)
     properties = pseudonym_key.properties(pseudonyms)
     try:
         with progress("ingest: writing"):
+            _require_clock(batch, account)
             account_for(batch, config.ingest, account)
             _write_rejected(warehouse, batch, account, properties)
             gate(batch, config.ingest, pseudonyms is not None)
@@ -68,12 +68,21 @@ def ingest(warehouse: Warehouse, config: Config, account: Account) -> None:
     _refuse_unreadable(batch, account)
 
 
-def _require_clock(account: Account) -> None:
-    """A run is told as later than the ones before; by a clock that is far behind, today's events would lie in the future, and be rejected."""
-    behind = account.started_at - datetime.now(UTC).replace(tzinfo=None)
-    if behind > _CLOCK_TOLERANCE:
+def _now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def _require_clock(batch: Batch, account: Account) -> None:
+    """A run is told as later than the ones before. By a clock that was moved back today's events lie in the future, and would be lost.
+
+    Where none do, it was the clock of an earlier run that was wrong.
+    """
+    behind, total = account.started_at - _now(), batch.totals()
+    share = total.rejected["future_time"] / max(1, total.num_records)
+    if behind > _CLOCK_TOLERANCE and share > _FUTURE_TOLERANCE:
         raise UserError(
-            f"the clock of this machine is {behind} behind the newest run: set it, then run ingest again; no file was read"
+            f"the clock of this machine says {_now():%Y-%m-%d %H:%M} UTC, {behind} before the newest run, and {share:.0%} of the records are of "
+            "later: set it, then run ingest again; nothing was written"
         )
 
 

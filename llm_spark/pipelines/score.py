@@ -37,6 +37,10 @@ def score(warehouse: Warehouse, config: Config, account: Account) -> None:
     made = warehouse.origin(USER_MEMORY)
     has_outcomes = outcomes_are_there(night)
     if night.is_made(made) and has_outcomes:
+        if night.lies_beside_another():
+            account.begin(f"remove the lists of a former model of {night.as_of}")
+            _remove_former_lists(night, account)
+            return
         account.nothing_to_do = f"predictions as of {night.as_of} by model {night.model.model_id} are there already"
         return
     require_same_vocabulary(warehouse, night.model)
@@ -67,6 +71,8 @@ def _score(night: ScoringNight, work: All | News, account: Account) -> None:
         write_outcomes(night, work.states_of_all(states), account)
         if not night.is_earlier:
             _write_memory(night, work, states, account)
+        if night.former_model is not None:
+            _remove_former_lists(night, account)
         _tell(night, counts, account, peak)
     finally:
         scored.unpersist()
@@ -118,8 +124,20 @@ def _write_predictions(
     new_rows = offered.unionByName(withdrawn, allowMissingColumns=True).withColumns(stamps)
     new_rows = new_rows.join(work.served(), "user_id", "left_anti")
     whole_day = kept.unionByName(conformed(new_rows, PREDICTIONS))
-    night.warehouse.replace_where(PREDICTIONS, whole_day, f"as_of_date = DATE'{night.as_of}'", night.origin)
+    night.warehouse.replace_where(PREDICTIONS, whole_day, _of_day(night), night.origin_of_predictions)
     account.wrote(night.warehouse, PREDICTIONS)
+
+
+def _remove_former_lists(night: ScoringNight, account: Account) -> None:
+    """Once user_memory is this model's, nobody is served the lists of the same day that another model made."""
+    of_day = night.warehouse.read(PREDICTIONS).where(F.col("as_of_date") == F.lit(night.as_of))
+    mine = of_day.where(F.col("model_id") == F.lit(night.model.model_id))
+    night.warehouse.replace_where(PREDICTIONS, mine, _of_day(night), night.origin)
+    account.wrote(night.warehouse, PREDICTIONS)
+
+
+def _of_day(night: ScoringNight) -> str:
+    return f"as_of_date = DATE'{night.as_of}'"
 
 
 def _write_memory(night: ScoringNight, work: All | News, states: DataFrame, account: Account) -> None:

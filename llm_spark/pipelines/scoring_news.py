@@ -14,7 +14,7 @@ from llm_spark.pipelines.as_of import end_of
 from llm_spark.pipelines.scoring_night import ScoringNight
 from llm_spark.schemas import PREDICTIONS, SESSIONS, USER_MEMORY
 from llm_spark.tables.changes import changed_parts
-from llm_spark.tokens import FIRST_ITEM_TOKEN, WITHDRAWN
+from llm_spark.tokens import FALLBACK, FIRST_ITEM_TOKEN, WITHDRAWN
 from llm_spark.transforms.as_of import sessions_before
 from llm_spark.transforms.sequences import whole_histories
 from llm_spark.transforms.session_changes import kept_steps, session_changes, touched_users
@@ -37,7 +37,17 @@ class All:
         of_day = _predictions(self.night).where(F.col("as_of_date") == F.lit(self.night.as_of))
         gone = of_day.where(F.lit(self.night.is_earlier) & (F.col("source") == WITHDRAWN))
         served = of_day.join(self.served(), "user_id", "left_semi")
-        return served.unionByName(gone.join(states.select("user_id"), "user_id", "left_anti").select(of_day.columns))
+        gone = gone.join(states.select("user_id"), "user_id", "left_anti")
+        return served.unionByName(gone.select(of_day.columns)).unionByName(self._of_former_model(of_day, states))
+
+    def _of_former_model(self, of_day: DataFrame, states: DataFrame) -> DataFrame:
+        """The lists that are served until user_memory is this model's: of a model that has scored the same day."""
+        if self.night.former_model is None:
+            return of_day.limit(0)
+        of_day = of_day.join(states.select("user_id"), "user_id", "left_semi")
+        memory = self.night.warehouse.read(USER_MEMORY).select("user_id", F.col("model_id").alias("known_model"))
+        known = of_day.join(memory, "user_id")
+        return known.where(F.col("model_id") == F.col("known_model")).select(of_day.columns)
 
     def served(self) -> DataFrame:
         """On an earlier day the users whose lists of that day are the newest they have (user_id); else nobody."""
@@ -49,8 +59,7 @@ class All:
 
     def without_history(self, states: DataFrame) -> DataFrame:
         """Users who have predictions and no session any more: user_id."""
-        before = _predictions(self.night).where(F.col("as_of_date") < F.lit(self.night.as_of))
-        newest = before.groupBy("user_id").agg(F.max(F.struct("as_of_date", "source"))["source"].alias("source"))
+        newest = _newest_lists(self.night)
         known = newest.where(~F.col("source").eqNullSafe(WITHDRAWN) & ~F.lit(self.night.is_earlier))
         return known.select("user_id").join(states.select("user_id"), "user_id", "left_anti")
 
@@ -82,6 +91,7 @@ class News:
     num_touched: int
     parts: str
     """The parts of user_memory that hold them, a predicate."""
+    offers_differ: bool
 
     def kept_predictions(self, states: DataFrame) -> DataFrame:
         """Of the day's rows those that stay: of users without news, as far as user_memory knows of them. Others are of a run that was killed."""
@@ -103,8 +113,14 @@ class News:
         return _nobody(self.night)
 
     def without_history(self, states: DataFrame) -> DataFrame:
-        replayed = self.touched.where("is_replayed").select("user_id")
-        return replayed.join(states.select("user_id"), "user_id", "left_anti")
+        """Users who have no session any more; and where other things are offered, those who may be shown a fallback that there is no more."""
+        gone = (
+            self.touched.where("is_replayed").select("user_id").join(states.select("user_id"), "user_id", "left_anti")
+        )
+        if not self.offers_differ or self.night.config.score.fallback_days:
+            return gone
+        shown = _newest_lists(self.night).where(F.col("source") == FALLBACK).select("user_id")
+        return gone.unionByName(shown.join(states.select("user_id"), "user_id", "left_anti")).distinct()
 
     def strangers(self) -> DataFrame:
         """Users without news of whose newest events the model knows none: what is popular tonight is popular with them, too (user_id)."""
@@ -190,6 +206,7 @@ def _news(night: ScoringNight, made: dict[str, Any]) -> News | str:
         changes,
         sum(row["num_users"] for row in by_bucket.values()),
         f"user_bucket IN ({', '.join(map(str, sorted(by_bucket) or [_any_bucket(memory)]))})",
+        night.offers_differ(made),
     )
 
 
@@ -228,6 +245,12 @@ def _inputs(night: ScoringNight, steps: DataFrame) -> DataFrame:
 
 def _nobody(night: ScoringNight) -> DataFrame:
     return night.warehouse.spark.createDataFrame([], "user_id string")
+
+
+def _newest_lists(night: ScoringNight) -> DataFrame:
+    """Of every user the `source` of his newest list before this day: user_id, source."""
+    before = _predictions(night).where(F.col("as_of_date") < F.lit(night.as_of))
+    return before.groupBy("user_id").agg(F.max(F.struct("as_of_date", "source"))["source"].alias("source"))
 
 
 def _predictions(night: ScoringNight) -> DataFrame:

@@ -22,6 +22,8 @@ from llm_spark.tables.warehouse import Warehouse
 from llm_spark.transforms.as_of import sessions_before
 from llm_spark.transforms.sequences import tokenized_steps
 
+BESIDE = "beside"
+"""Notes, in the origin of predictions, the model whose lists of the same day are kept until user_memory is the new one's."""
 STATES_VERSION = 1
 """Rises when the columns of user_memory come to mean something else: states made under another one are made again."""
 
@@ -140,6 +142,23 @@ class ScoringNight:
         """And to which table of predictions user_memory belongs."""
         there = self.warehouse.exists(PREDICTIONS)
         return {**self.origin, "predictions_table": self.warehouse.log(PREDICTIONS).table_id if there else None}
+
+    @cached_property
+    def former_model(self) -> str | None:
+        """The other model whose lists of this very day are served, as user_memory says, until it is this one's; None where there is none."""
+        made = None if self.is_earlier else self.warehouse.origin(USER_MEMORY)
+        if made is None or made.get("as_of_date") != str(self.as_of) or made.get("model_id") == self.model.model_id:
+            return None
+        return str(made.get("model_id"))
+
+    @property
+    def origin_of_predictions(self) -> dict[str, Any]:
+        """While the lists of a former model lie beside, that is noted too: they are to be removed."""
+        return self.origin if self.former_model is None else {**self.origin, BESIDE: self.former_model}
+
+    def lies_beside_another(self) -> bool:
+        """Whether the day holds lists of a former model that nobody is served any more, or the newest ones of a run that was killed."""
+        return not self.is_earlier and BESIDE in (self.warehouse.origin(PREDICTIONS) or {})
 
     def is_made(self, made: dict[str, Any] | None) -> bool:
         """Whether the tables hold this night already; `made` is the origin of user_memory."""

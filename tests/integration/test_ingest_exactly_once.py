@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from llm_spark.config import Config
 from llm_spark.errors import UserError
 from llm_spark.pipelines import ingest as stage
 from llm_spark.pipelines import ingest_batch
+from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import EVENTS, EVENTS_REJECTED, INGESTED_FILES, SESSIONS
 from llm_spark.tables import raw
@@ -221,3 +223,19 @@ def test_python_workers_killed_in_sessionize_leave_no_trace_after_the_next_run(
     assert num_killed > 0
     run_stage("sessionize", survivor, config)
     assert table_rows(survivor, SESSIONS) == table_rows(warehouse, SESSIONS)
+
+
+def test_a_clock_that_was_moved_back_loses_no_event_and_one_that_had_run_ahead_stops_no_later_run(
+    spark: SparkSession, config: Config, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warehouse = Warehouse(spark, config.warehouse)
+    # What begin_run makes of it where the newest run is of next year.
+    account = Account("ingest", started_at=datetime.now() + timedelta(days=365))
+    with monkeypatch.context() as moved_back:
+        moved_back.setattr(stage, "_now", lambda: datetime(2024, 12, 1))
+        with pytest.raises(UserError, match=r"clock of this machine says 2024-12-01 00:00 UTC, .* set it") as told:
+            stage.ingest(warehouse, config, account)
+    assert "\n" not in str(told.value)
+    assert not warehouse.exists(INGESTED_FILES)
+    stage.ingest(warehouse, config, account)
+    assert table_rows(warehouse, EVENTS) == {EVENTS.name: reference.rows[EVENTS.name]}

@@ -16,6 +16,7 @@ from llm_spark.config import Config, ModelConfig, OutcomeConfig
 from llm_spark.errors import DataError, UsageError
 from llm_spark.model.artifact import save_content, save_manifest
 from llm_spark.model.network import NextEventModel
+from llm_spark.pipelines import score as score_module
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.offering import offers_of
 from llm_spark.pipelines.registry.serving import champion
@@ -246,6 +247,42 @@ def test_a_run_that_was_killed_before_the_outcomes_is_taken_up_and_gives_the_sam
         assert content(killed, table) == content(scored[0], table)
 
 
+def test_who_reads_while_another_model_scores_the_same_day_is_served_by_one_of_both(
+    scored: tuple[Warehouse, Account], tmp_path: Path, spark: SparkSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(scored[0].root, tmp_path / "warehouse")
+    warehouse = Warehouse(spark, str(tmp_path / "warehouse"))
+    shutil.copytree(warehouse.model_path("m1"), warehouse.model_path("m2"))
+    promote_in_turn(warehouse, model("m2", 1))
+
+    def served() -> set[tuple]:
+        query = "SELECT user_id, item_id, model_id FROM predictions_current WHERE user_id <> 'bot'"
+        return {tuple(row) for row in sql(warehouse, query).collect()}
+
+    def killed_at(name: str) -> None:
+        def killed(*_: object) -> None:
+            raise InterruptedError(name)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(score_module, name, killed)
+            with pytest.raises(InterruptedError, match=name):
+                run(warehouse)
+
+    before = served()
+    assert {user for user, _, _ in before} == set(HISTORIES) - {"dora"}, "of Dora there is nothing to offer"
+    of_m2 = {(user, item, "m2") for user, item, _ in before}
+    killed_at("write_outcomes")
+    assert served() == before
+    killed_at("_write_memory")
+    assert served() == before
+    killed_at("_remove_former_lists")
+    assert served() == of_m2
+    assert not run(warehouse).nothing_to_do
+    assert served() == of_m2
+    assert {row["model_id"] for row in warehouse.read(PREDICTIONS).collect()} == {"m2"}
+    assert run(warehouse).nothing_to_do
+
+
 def test_a_list_with_other_items_is_scored_by_again(
     scored: tuple[Warehouse, Account], tmp_path: Path, spark: SparkSession
 ) -> None:
@@ -262,19 +299,22 @@ def test_a_list_with_other_items_is_scored_by_again(
     assert {tuple(row) for row in rows} == {(user, item, "model") for user in HISTORIES for item in ("c", "f")}
 
 
-def test_without_a_fallback_the_list_of_newcomers_is_served_no_longer_also_where_columns_of_the_memory_are_gone(
-    scored: tuple[Warehouse, Account], tmp_path: Path, spark: SparkSession
+@pytest.mark.parametrize("column_gone", [False, True])
+def test_without_a_fallback_its_lists_are_served_no_longer_also_where_columns_of_the_memory_are_gone(
+    scored: tuple[Warehouse, Account], tmp_path: Path, spark: SparkSession, column_gone: bool
 ) -> None:
     shutil.copytree(scored[0].root, tmp_path / "warehouse")
     warehouse = Warehouse(spark, str(tmp_path / "warehouse"))
     newcomers = "SELECT * FROM predictions_current WHERE user_id IS NULL"
     assert not sql(warehouse, newcomers).isEmpty()
-    # As if another version of the program had made it.
-    narrower = warehouse.read(USER_MEMORY).drop("position").localCheckpoint()
-    narrower.write.format("delta").mode("overwrite").option("overwriteSchema", "true").save(warehouse.path(USER_MEMORY))
+    if column_gone:
+        # As if another version of the program had made it.
+        narrower = warehouse.read(USER_MEMORY).drop("position").localCheckpoint()
+        writer = narrower.write.format("delta").mode("overwrite").option("overwriteSchema", "true")
+        writer.save(warehouse.path(USER_MEMORY))
     newest = scored[0].read(PREDICTIONS).agg(F.max("as_of_date")).first()[0]
     account = run(warehouse, f"as_of={newest + timedelta(days=1)}", "score.fallback_days=0")
-    assert account.rows_out["users_replayed"] == len(HISTORIES)
+    assert account.rows_out["users_replayed" if column_gone else "users_advanced"] == len(HISTORIES)
     assert sql(warehouse, newcomers).isEmpty()
     served = sql(warehouse, "SELECT user_id FROM predictions_current").collect()
     # Dora has all there is.

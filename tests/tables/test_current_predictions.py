@@ -101,8 +101,16 @@ def test_while_another_model_scores_a_day_again_each_user_is_served_by_the_model
     # The same day by a model that was promoted since: its lists are there, its memories are not yet.
     scored_on(2, lists_of("m2", (2, "anna", 1, "c", "model"), (2, "ben", 1, "c", "model")))
     assert served() == {("anna", "a"), ("ben", "a")}
+    # Both lie there, as score writes them; Ben is shown what is popular by the second.
+    former = lists_of("m1", (2, "anna", 1, "b", "model"), (2, "ben", 1, "b", "model"))
+    of_now = lists_of("m2", (2, "anna", 1, "c", "model"), (2, "ben", 1, "p", "fallback"))
+    scored_on(2, former.unionByName(of_now))
+    assert served() == {("anna", "b"), ("ben", "b")}
     warehouse.replace(USER_MEMORY, memory_of("m2", 2), {})
-    assert served() == {("anna", "c"), ("ben", "c")}
+    assert served() == {("anna", "c"), ("ben", "p")}
+    # Without news the fallback of a later night is his all the same.
+    scored_on(3, lists_of("m2", (3, "ben", 1, "q", "fallback")))
+    assert served() == {("anna", "c"), ("ben", "q")}
 
 
 def test_predictions_of_an_earlier_version_are_all_shown(warehouse: Warehouse, spark: SparkSession) -> None:
