@@ -182,11 +182,13 @@ def _run_nightly(given: argparse.Namespace) -> None:
 
 def _with_spark(loaded: Config, work: Callable) -> None:
     from llm_spark import spark
+    from llm_spark.tables.failures import storage_told
     from llm_spark.tables.warehouse import Warehouse
 
     session = spark.session(loaded.spark)
     try:
-        work(Warehouse(session, loaded.warehouse))
+        with storage_told(loaded.warehouse):
+            work(Warehouse(session, loaded.warehouse))
     finally:
         session.stop()
 

@@ -18,6 +18,7 @@ from llm_spark.pipelines.clock import begin_run
 from llm_spark.pipelines.registry.aliases import GATE, Model, read_models
 from llm_spark.pipelines.stages import as_of_date, one_line, run_stage
 from llm_spark.schemas import SEQUENCES, SESSIONS
+from llm_spark.tables.failures import storage_told
 from llm_spark.tables.lease import Lease, held, held_by_nobody
 from llm_spark.tables.warehouse import Warehouse
 
@@ -129,7 +130,7 @@ def one_night(warehouse: Warehouse, config: Config) -> Iterator[Night]:
 
 def run_by_hand(stage: str, warehouse: Warehouse, config: Config, **options: bool | str) -> Account:
     """Run one stage beside others, but not beside a night: both would write the same tables, and neither know what the other read."""
-    with held_by_nobody(warehouse, LOCK, f"`llm-spark {stage}`"):
+    with storage_told(warehouse.root), held_by_nobody(warehouse, LOCK, f"`llm-spark {stage}`"):
         return run_stage(stage, warehouse, config, night_id="", **options)
 
 

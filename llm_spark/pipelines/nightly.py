@@ -11,6 +11,7 @@ from llm_spark.config import Config
 from llm_spark.errors import DataError, Refusal, UserError
 from llm_spark.pipelines.night import Night, one_night
 from llm_spark.pipelines.night_training import Training, decided_training, record_trained, recorded_training
+from llm_spark.tables.failures import storage_told
 from llm_spark.tables.warehouse import Warehouse
 
 
@@ -21,7 +22,7 @@ def nightly(warehouse: Warehouse, config: Config) -> None:
     refuses, and, where there is a champion to score with, whatever else keeps a new model from coming to be. The night then goes on with
     what it has, the page tells, and at its end the error is raised. UserError naming the other where another night is under way.
     """
-    with one_night(warehouse, config) as night:
+    with storage_told(warehouse.root), one_night(warehouse, config) as night:
         night.step("ingest", survives=(Refusal,))
         night.step("sessionize")
         night.settle_day()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+
+from llm_spark.errors import UserError
 
 _MAX_CAUSES = 20
 _FAULTS = {
@@ -23,6 +26,19 @@ def storage_failure(error: BaseException, root: str) -> str:
         if sign in told:
             return f"warehouse '{root}': {meaning}, then run this again; what was written before still stands"
     return ""
+
+
+@contextmanager
+def storage_told(root: str) -> Iterator[None]:
+    """UserError in one line in place of what the storage of the warehouse at `root` raises in the block."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not (failure := storage_failure(error, root)):
+            raise
+        raise UserError(failure) from error
 
 
 def _texts(error: BaseException) -> Iterator[str]:

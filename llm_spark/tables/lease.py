@@ -183,10 +183,15 @@ def _live(rows: list[Row], name: str) -> Row | None:
 
 def _told(warehouse: Warehouse, holder: Row, waited_seconds: float) -> str:
     held = f"has been held for {waited_seconds:g} s" if waited_seconds else "is held"
-    return (
+    told = (
         f"the lock '{holder['name']}' of '{warehouse.root}' {held} by {holder['owner']} since "
-        f"{holder['taken_at']:%Y-%m-%d %H:%M:%S} UTC (it runs out at {holder['expires_at']:%H:%M:%S}, unless that run renews it): "
-        "let it finish, then run this again"
+        f"{holder['taken_at']:%Y-%m-%d %H:%M:%S} UTC (it runs out at {holder['expires_at']:%Y-%m-%d %H:%M:%S}, unless that run renews it): "
+    )
+    if holder["expires_at"] <= _now() + 2 * LEASE:
+        return f"{told}let it finish, then run this again"
+    return (
+        f"{told}no lock lasts so long, so that its machine's clock or this one's is wrong; let it finish, or, if it was killed, remove "
+        f"'{warehouse.path(LOCKS)}'"
     )
 
 

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -82,6 +83,14 @@ class TableLog:
     def table_id(self) -> str:
         """Delta's id of the table: another one after it was deleted and made anew."""
         return str(self._snapshot.metadata().id())
+
+    @property
+    def created_at(self) -> datetime:
+        """UTC, of the table: later than all that was made from one that was deleted and made anew. The least where the log does not tell."""
+        created_ms = self._snapshot.metadata().createdTime()
+        if not created_ms.isDefined():
+            return datetime.min
+        return datetime.fromtimestamp(created_ms.get() / 1000, UTC).replace(tzinfo=None)
 
     @property
     def properties(self) -> dict[str, str]:

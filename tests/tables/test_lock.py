@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,6 +51,23 @@ def test_one_process_at_a_time_holds_the_lock_and_the_other_is_told_who_does(tmp
         # A process that was killed holds nothing, whatever its file says.
         with locked(path, wait_seconds=0):
             assert path.read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_who_waits_gets_the_lock_once_it_is_given_back(tmp_path: Path) -> None:
+    path = tmp_path / ".nightly.lock"
+    waits = threading.Event()
+
+    def second() -> str:
+        waits.set()
+        with locked(path, wait_seconds=60):
+            return path.read_text()
+
+    with ThreadPoolExecutor() as threads, held_elsewhere(path) as holder:
+        waiting = threads.submit(second)
+        assert waits.wait(60)
+        assert holder.stdin is not None
+        holder.stdin.close()
+        assert waiting.result(60).startswith(f"process {os.getpid()} on ")
 
 
 def test_the_lock_is_given_back_also_where_the_work_failed(tmp_path: Path) -> None:
