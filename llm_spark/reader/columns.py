@@ -7,7 +7,9 @@ offsets into one values array, which is just what a ragged tensor is. Nothing he
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,14 +18,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .errors import ColumnError
+from .errors import ColumnError, ReadError
+from .storage import first_line
 
 Fill = int | float | str | bool
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column as it is delivered: `type` is a list of numbers, a number, a boolean, or text or binary."""
+    """One column as it is delivered: `type` is a list of numbers, a number, a boolean, a time, or large text or binary."""
 
     name: str
     kind: Literal["ragged", "scalar", "text"]
@@ -40,11 +43,12 @@ def resolve_columns(
 ) -> list[Column]:
     """The type in which each named column is delivered, reconciled over the schemas of all files.
 
-    A column that some files lack counts as null there. Numbers are widened to the type that holds all the files'
-    values.
+    A column that some files lack counts as null there; one in which a writer saw only nulls or empty lists has the other
+    files' type. Numbers are widened to the type that holds all the files' values.
 
     Raises:
-        ColumnError: a column that no file has, a type that no tensor holds, types that do not go together.
+        ColumnError: a column that no file has or gives a type, a type that no tensor holds, types that do not go
+        together, a fill value that the column's type does not hold.
     """
     unknown = sorted(set(fill_values) - set(names))
     if unknown:
@@ -74,12 +78,44 @@ def _resolve(name: str, schemas: Mapping[str, pa.Schema], fill: Fill | None) -> 
                     "rewrite the table with one type"
                 )
             resolved = common
-    if resolved is None:
+    if resolved is None or _is_list_of_nulls(resolved):
         present = sorted({field for schema in schemas.values() for field in schema.names})
-        raise ColumnError(f"no column '{name}' in the files: those present are {present}")
-    if _is_list(resolved):
-        return Column(name, "ragged", resolved, fill)
-    return Column(name, "text" if _is_text(resolved) else "scalar", resolved, fill)
+        if name not in present:
+            raise ColumnError(f"no column '{name}' in the files: those present are {present}")
+        raise ColumnError(
+            f"column '{name}' holds nothing but nulls or empty lists in all files, which leaves its type open: "
+            "write it with a type, such as list<int64>"
+        )
+    if _is_text(resolved):
+        # 64-bit offsets, so that a buffer may hold more than 2 GB of it.
+        column = Column(name, "text", pa.large_string() if _is_string(resolved) else pa.large_binary(), fill)
+    else:
+        column = Column(name, "ragged" if _is_list(resolved) else "scalar", resolved, fill)
+    _require_fill(column)
+    return column
+
+
+def _require_fill(column: Column) -> None:
+    if column.fill is None:
+        return
+    fits, delivered = False, _as_delivered(column.value_type)
+    with suppress(pa.ArrowException, OverflowError, TypeError, ValueError):
+        as_held = pa.scalar(column.fill, delivered).as_py()
+        # A fraction may be rounded as any float is, but not to infinity; Arrow itself refuses integers that would be.
+        rounds = pa.types.is_floating(delivered) and math.isfinite(as_held) == math.isfinite(float(column.fill))
+        fits = column.kind == "text" or rounds or as_held == column.fill
+    if not fits:
+        raise ColumnError(
+            f"fill_values gives {column.fill!r} for column '{column.name}', which {delivered} does not hold: "
+            "give a value of that type"
+        )
+
+
+def _as_delivered(data_type: pa.DataType) -> pa.DataType:
+    """The integer that a date or time is delivered as; every other type itself."""
+    if not pa.types.is_temporal(data_type):
+        return data_type
+    return pa.int32() if data_type.bit_width == 32 else pa.int64()
 
 
 def _delivered_type(name: str, stored: pa.DataType, file: str) -> pa.DataType:
@@ -92,7 +128,7 @@ def _delivered_type(name: str, stored: pa.DataType, file: str) -> pa.DataType:
         return pa.binary()
     if _is_list(stored):
         value = stored.value_type
-        if not (pa.types.is_integer(value) or pa.types.is_floating(value)):
+        if not (_is_number(value) or pa.types.is_null(value)):
             raise ColumnError(
                 f"column '{name}' is {stored} in {file}: only lists of integers or floats become ragged tensors; "
                 "flatten or cast it"
@@ -114,8 +150,10 @@ def _common_type(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
         if value is None:
             return None
         return pa.list_(value)
-    if a == b:
+    if a == b or pa.types.is_null(b):
         return a
+    if pa.types.is_null(a):
+        return b
     if _is_number(a) and _is_number(b):
         wider = pa.from_numpy_dtype(np.promote_types(a.to_pandas_dtype(), b.to_pandas_dtype()))
         # int64 with uint64 would become float64 and lose digits.
@@ -136,6 +174,7 @@ def conform(table: pa.Table, columns: Sequence[Column], where: str) -> pa.Record
 
     Raises:
         ColumnError: an integer is null and no fill value was given.
+        ReadError: a value does not go into the type that the files have in common.
     """
     arrays = [_conform(table, column, where) for column in columns]
     return pa.RecordBatch.from_arrays(arrays, names=[column.name for column in columns])
@@ -161,6 +200,8 @@ def values_of(array: pa.Array, column: Column) -> tuple[pa.Array, npt.NDArray[np
 def _conform(table: pa.Table, column: Column, where: str) -> pa.Array:
     if column.name in table.column_names:
         chunks = table.column(column.name)
+        if column.kind == "text":
+            chunks = chunks.cast(column.type)
         array = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
     else:
         array = pa.nulls(table.num_rows, column.type)
@@ -170,10 +211,9 @@ def _conform(table: pa.Table, column: Column, where: str) -> pa.Array:
         array = pa.nulls(len(array), column.type)
     if column.kind == "ragged":
         return _conform_list(array, column, where)
-    if array.type != column.type:
-        array = array.cast(column.type)
+    array = _cast(array, column.type, column, where)
     if pa.types.is_temporal(array.type):
-        array = array.cast(pa.int32() if array.type.bit_width == 32 else pa.int64())
+        array = array.cast(_as_delivered(array.type))
     if column.kind == "text":
         return array if column.fill is None else array.fill_null(column.fill)
     return _fill_nulls(array, column, where)
@@ -188,14 +228,25 @@ def _conform_list(array: Any, column: Column, where: str) -> pa.Array:
         values = array.flatten()
     else:
         offsets, values = array.offsets.to_numpy(), array.values
-    if values.type != column.value_type:
-        values = values.cast(column.value_type)
+    values = _cast(values, column.value_type, column, where)
     values = _fill_nulls(values, column, where)
     num_bytes = column.value_type.bit_width // 8
     byte_offsets = (offsets.astype(np.int64) + values.offset) * num_bytes
     return pa.Array.from_buffers(
         pa.large_binary(), len(array), [None, pa.py_buffer(byte_offsets), values.buffers()[1]], null_count=0
     )
+
+
+def _cast(array: pa.Array, wider: pa.DataType, column: Column, where: str) -> pa.Array:
+    if array.type == wider:
+        return array
+    try:
+        return array.cast(wider)
+    except pa.ArrowInvalid as error:
+        raise ReadError(
+            f"column '{column.name}' is {array.type} in {where} and {wider} over all files, which does not hold all its "
+            f"values ({first_line(error)}): write the column with one type"
+        ) from error
 
 
 def _fill_nulls(array: pa.Array, column: Column, where: str) -> pa.Array:
@@ -215,6 +266,10 @@ def _fill_nulls(array: pa.Array, column: Column, where: str) -> pa.Array:
 def _is_list(data_type: pa.DataType) -> bool:
     kinds = ("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_large_list_view")
     return any(getattr(pa.types, kind)(data_type) for kind in kinds)
+
+
+def _is_list_of_nulls(data_type: pa.DataType) -> bool:
+    return _is_list(data_type) and pa.types.is_null(data_type.value_type)
 
 
 def _is_number(data_type: pa.DataType) -> bool:

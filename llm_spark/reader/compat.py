@@ -20,7 +20,6 @@ from the thread that calls `get_results`, without a ventilator, so neither fact 
 
 from __future__ import annotations
 
-import os
 import pickle
 import subprocess
 import sys
@@ -29,6 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -68,24 +68,26 @@ with _stand_ins():
 
 __all__ = ["EmptyResultError", "WorkerBase", "dead_workers", "start_pool", "stop_pool"]
 
-# Our sys.path first (this package may not be installed), then this module, then the pool's own bootstrap.
+# Our sys.path first (this package may not be installed), then this module, then the pool's own bootstrap. Ctrl-C is the
+# parent's to answer, whose end the pool's bootstrap watches; the file may hold credentials.
 _CHILD = """
-import pickle, sys
+import os, pickle, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 with open(sys.argv[1], "rb") as runnable:
     sys.path[:] = pickle.load(runnable)
     __import__(pickle.load(runnable))
     function, args = pickle.load(runnable)
+os.unlink(sys.argv[1])
 function(*args)
 """
 
 
 def _exec_in_new_process(function: Callable[..., None], *args: Any) -> subprocess.Popen[bytes]:
-    handle, path = tempfile.mkstemp(suffix=".runnable")
-    with os.fdopen(handle, "wb") as runnable:
+    with tempfile.NamedTemporaryFile(suffix=".runnable", delete=False) as runnable:
         for part in (sys.path, __name__, (function, args)):
             pickle.dump(part, runnable)
-    worker = subprocess.Popen([sys.executable, "-c", _CHILD, path])
-    worker.runnable = path  # type: ignore[attr-defined]
+    worker = subprocess.Popen([sys.executable, "-c", _CHILD, runnable.name])
+    worker.runnable = Path(runnable.name)  # type: ignore[attr-defined]
     return worker
 
 
@@ -144,8 +146,8 @@ def dead_workers(pool: Any) -> list[str]:
 def stop_pool(pool: Any, grace_seconds: float = 1.0) -> None:
     """Free every thread, process, socket and file of the pool, in about `grace_seconds` at most.
 
-    Petastorm's `join` waits without a limit, also for a worker that hangs in a read. Here such a process is killed, and
-    such a thread (a daemon, told to stop) is left to end with its read.
+    Petastorm's `join` waits without a limit for a worker that hangs in a read. Here such a process is killed, and such a
+    thread (a daemon, told to stop) is left to end with its read.
     """
     deadline = time.monotonic() + grace_seconds
     if isinstance(pool, ThreadPool):
@@ -161,9 +163,7 @@ def stop_pool(pool: Any, grace_seconds: float = 1.0) -> None:
                 process.wait(0.02)
         process.kill()
         process.wait()
-        with suppress(FileNotFoundError):
-            os.unlink(process.runnable)
-    for socket in (pool._ventilator_send, pool._control_sender, pool._results_receiver):
-        if socket is not None:
-            socket.close(linger=0)
+        process.runnable.unlink(missing_ok=True)
+    for socket in filter(None, (pool._ventilator_send, pool._control_sender, pool._results_receiver)):
+        socket.close(linger=0)
     pool._context.destroy(linger=0)

@@ -29,6 +29,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+from operator import attrgetter
 from typing import TypeAlias
 
 import numpy as np
@@ -114,6 +116,17 @@ def cut(pieces: Sequence[Piece], start: int, stop: int) -> list[Piece]:
     return out
 
 
+def _merged(pieces: Sequence[Piece]) -> list[Piece]:
+    """The same line, with the neighbouring pieces of a row group as one, so that it is read once.
+
+    They stand side by side however often the ranks' number changed, for what remains keeps its order.
+    """
+    return [
+        of_group[0] if len(of_group) == 1 else Piece(group, np.concatenate([indices(piece.rows) for piece in of_group]))
+        for group, of_group in ((group, list(run)) for group, run in groupby(pieces, attrgetter("group")))
+    ]
+
+
 def num_rows_of(pieces: Sequence[Piece]) -> int:
     return sum(len(piece.rows) for piece in pieces)
 
@@ -146,7 +159,7 @@ class EpochPlan:
         if phases:
             *earlier, last = phases
             before = EpochPlan(group_rows, batching, seed, epoch, last.world_size, lengths, earlier)
-            self.pieces = before.remaining(last.num_steps)
+            self.pieces = _merged(before.remaining(last.num_steps))
         else:
             order = random_order(len(group_rows), seed, epoch) if batching.shuffle else range(len(group_rows))
             self.pieces = [Piece(int(g), range(int(group_rows[g]))) for g in order if group_rows[g]]
@@ -264,6 +277,10 @@ class RankPlan:
 def take_rows(rows: Rows, index: IntArray) -> IntArray:
     """`rows[index]` for a range or an array."""
     return index + rows.start if isinstance(rows, range) else rows[index]
+
+
+def indices(rows: Rows) -> IntArray:
+    return np.arange(rows.start, rows.stop) if isinstance(rows, range) else rows
 
 
 def take_lengths(lengths: npt.NDArray[np.int32], rows: Rows) -> npt.NDArray[np.int32]:

@@ -66,7 +66,8 @@ class RaggedReader:
             pickles from any user of the machine: not for machines shared with people you do not trust).
         fill_values: by column, what stands for null.
         storage_options: passed on to fsspec.
-        num_attempts: how often a failing read is tried, with a growing pause, before it counts as failed.
+        num_attempts: how often a failing read is tried, with a growing pause, before it counts as failed; the default
+            outlasts a fault of nine seconds.
         stall_seconds: fail when no footer or row group has come for this long.
 
     Raises:

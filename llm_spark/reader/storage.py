@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import re
 import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -13,15 +14,19 @@ from .errors import ReaderError, ReadError
 
 T = TypeVar("T")
 Item = TypeVar("Item")
-NUM_ATTEMPTS = 4
+NUM_ATTEMPTS = 6
 STALL_SECONDS = 300.0
-_FIRST_BACKOFF_SECONDS = 0.1
+_FIRST_BACKOFF_SECONDS = 0.3
 _LONGEST_BACKOFF_SECONDS = 10.0
 # The client libraries of object stores have errors of their own that are no OSError. These are what a program does wrong.
 _NOT_OF_THE_STORAGE = (
     *(ReaderError, pa.ArrowException, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError),
     *(NameError, NotImplementedError, TypeError, ValueError),
 )
+
+
+# Arrow gives what a file's bytes are at fault for as an OSError too.
+_OF_THE_FILE = re.compile("Couldn't deserialize thrift|is a directory", re.IGNORECASE)
 
 
 def retried(what: str, read: Callable[[], T], num_attempts: int, cancelled: threading.Event | None = None) -> T:
@@ -35,6 +40,7 @@ def retried(what: str, read: Callable[[], T], num_attempts: int, cancelled: thre
         ReadError: permission is denied, or the last attempt failed.
         FileNotFoundError: at the first attempt, for it means different things to different callers; so does what is no
         fault of the storage.
+        pyarrow.ArrowInvalid: at the first attempt, what is read is no sound file.
     """
     cancelled = cancelled or threading.Event()
     for attempt in range(1, num_attempts + 1):
@@ -49,6 +55,8 @@ def retried(what: str, read: Callable[[], T], num_attempts: int, cancelled: thre
         except Exception as error:
             if isinstance(error, _NOT_OF_THE_STORAGE) and not isinstance(error, OSError):
                 raise
+            if _OF_THE_FILE.search(str(error)):
+                raise pa.ArrowInvalid(first_line(error)) from error
             backoff_seconds = min(_FIRST_BACKOFF_SECONDS * 2 ** (attempt - 1), _LONGEST_BACKOFF_SECONDS)
             if attempt == num_attempts or cancelled.wait(backoff_seconds):
                 raise ReadError(

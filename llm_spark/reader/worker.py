@@ -19,7 +19,8 @@ from .columns import Column, conform
 from .compat import WorkerBase
 from .errors import ReaderError, ReadError, SnapshotError
 from .files import Files, FooterCache
-from .plan import Rows
+from .plan import Rows, indices
+from .storage import first_line
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class RowGroupWorker(WorkerBase):
         except ReaderError as error:
             result = Result(position, [], error)
         except BaseException as error:  # also SystemExit: it would end the thread without a word
-            result = Result(position, [], ReadError(f"{where}: {type(error).__name__}: {error}"))
+            result = Result(position, [], ReadError(f"{where}: {type(error).__name__}: {first_line(error)}"))
         self.publish_func(result)
 
     def _read(self, file: int, group: int, num_rows: int, takes: list[Rows], where: str) -> list[pa.RecordBatch]:
@@ -68,13 +69,20 @@ class RowGroupWorker(WorkerBase):
                 "the file changed under the reader; open it anew"
             )
         batch = conform(table, self.args.columns, where)
-        return [_take(batch, rows) for rows in takes]
+        return _taken(batch, takes)
 
 
-def _take(batch: pa.RecordBatch, rows: Rows) -> pa.RecordBatch:
-    if isinstance(rows, range):
-        return batch.slice(rows.start, len(rows))
-    return batch.take(pa.array(rows))
+def _taken(batch: pa.RecordBatch, takes: list[Rows]) -> list[pa.RecordBatch]:
+    """The rows of each take. Slices share the batch's memory where they make up half of it; less would keep alive what
+    nobody counts, and is copied.
+    """
+    shares = 2 * sum(len(rows) for rows in takes if isinstance(rows, range)) >= batch.num_rows
+    return [
+        batch.slice(rows.start, len(rows))
+        if shares and isinstance(rows, range)
+        else batch.take(pa.array(indices(rows)))
+        for rows in takes
+    ]
 
 
 class ResultSerializer:

@@ -257,7 +257,10 @@ def seconds_of(contender: InProcess | Streaming, num_rows: int) -> float:
 
 
 def waiting_share(files: list[str], num_steps: int) -> float:
-    """The part of an LSTM's training loop (64 -> 128, 512 classes, one CPU thread) that passes in the reader."""
+    """The part of an LSTM's training loop (64 -> 128, 512 classes, one CPU thread) that passes in the reader.
+
+    The start of the epoch, paid each epoch, is waiting; the reader's own making, paid once, is before the clock starts.
+    """
     torch.manual_seed(0)
     embedding, lstm = torch.nn.Embedding(20_000, 64), torch.nn.LSTM(64, 128, batch_first=True)
     head = torch.nn.Linear(128, 512)
@@ -273,10 +276,11 @@ def waiting_share(files: list[str], num_steps: int) -> float:
                 return
             yield batch, waited
 
-    waited = 0.0
-    start = time.perf_counter()
     reader = RaggedReader(files, COLUMNS, batch_rows=BATCH_ROWS, length_column="tokens")
-    with reader.epoch(0) as epoch:
+    start = time.perf_counter()
+    epoch = reader.epoch(0)
+    waited = elapsed = time.perf_counter() - start
+    with epoch:
         for step, (batch, seconds) in enumerate(timed(epoch), start=1):
             waited += seconds
             tokens_BT = batch["tokens"].padded().long()
@@ -285,9 +289,10 @@ def waiting_share(files: list[str], num_steps: int) -> float:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            elapsed = time.perf_counter() - start
             if step == num_steps:
                 break
-    return waited / (time.perf_counter() - start)
+    return waited / elapsed
 
 
 def shuffle_quality(num_rows: int) -> dict[str, float]:

@@ -43,13 +43,33 @@ def test_fewer_row_groups_or_rows_than_ranks_still_deliver_each_row_once(
     assert Counter(i for batches in epochs for batch in batches for i in batch) == Counter(range(num_rows))
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "empty"])
+DAMAGES = {
+    "cut": lambda whole, size: whole[:-30],
+    "text": lambda whole, size: b"not parquet at all",
+    "empty": lambda whole, size: b"",
+    "zeros": lambda whole, size: whole[: -8 - size] + bytes(size) + whole[-8:],
+    "ones": lambda whole, size: whole[: -8 - size] + b"\xff" * size + whole[-8:],
+    "garbage": lambda whole, size: whole[: -8 - size] + bytes(7 * i % 256 for i in range(size)) + whole[-8:],
+    "too short": lambda whole, size: whole[:-8] + (size - 1).to_bytes(4, "little") + b"PAR1",
+    "too long": lambda whole, size: whole[:-8] + (size + 1).to_bytes(4, "little") + b"PAR1",
+    "no length": lambda whole, size: whole[:-8] + bytes(4) + b"PAR1",
+    "longer than the file": lambda whole, size: whole[:-8] + b"\xff\xff\xff\x7fPAR1",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_corrupt_footer_names_the_file(tmp_path: Path, damage: str) -> None:
     good, bad = write_files(tmp_path, ragged_rows(20), 2, 5)
     whole = Path(bad).read_bytes()
-    Path(bad).write_bytes({"cut": whole[:-30], "text": b"not parquet at all", "empty": b""}[damage])
+    Path(bad).write_bytes(DAMAGES[damage](whole, int.from_bytes(whole[-8:-4], "little")))
     with pytest.raises(SnapshotError, match=r"the footer of .*part-1.parquet: not a sound Parquet file"):
         RaggedReader([good, bad], ["id"], batch_rows=1)
+
+
+def test_a_folder_among_the_files_is_named(tmp_path: Path) -> None:
+    for file in (tmp_path, f"local://{tmp_path}"):
+        with pytest.raises(SnapshotError, match=r"the footer of .*: not a sound Parquet file \(.*[Ii]s a directory"):
+            RaggedReader([file], ["id"], batch_rows=1)
 
 
 @pytest.mark.parametrize("pool", ["thread", "process"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from llm_spark.reader import Batch, ColumnError, Ragged, RaggedReader
+from llm_spark.reader import Batch, ColumnError, Ragged, RaggedReader, ReadError
 from llm_spark.reader.batch import batches_of
 from llm_spark.reader.columns import Column, conform, resolve_columns, values_of
 from llm_spark.reader.schedule import Slab
@@ -78,6 +79,48 @@ def test_lengths_of_a_column_that_one_file_has_as_nothing_but_nulls_are_0_there(
     empty = write(tmp_path / "b.parquet", x=pa.nulls(2))
     reader = RaggedReader([full, empty], ["x"], batch_tokens=4, length_column="x", shuffle=False)
     assert sorted(row for batch in reader.epoch(0) for row in lists_of(batch["x"])) == [[], [], [1, 2], [3]]
+
+
+EMPTY_LISTS = pa.array([[], None, []])
+"""Of type list<null>: its writer saw no value."""
+
+
+@pytest.mark.parametrize("settings", [{"batch_rows": 9}, {"batch_tokens": 9, "length_column": "x"}], ids=str)
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize(("value_type", "dtype"), [(pa.int32(), torch.int32), (pa.float16(), torch.float16)], ids=str)
+def test_a_file_of_nothing_but_empty_lists_has_the_type_of_the_others(
+    tmp_path: Path, settings: dict, is_first: bool, value_type: pa.DataType, dtype: torch.dtype
+) -> None:
+    full = write(tmp_path / "a.parquet", x=pa.array([[np.float16(1)], [np.float16(2)]]).cast(pa.list_(value_type)))
+    empty = write(tmp_path / "b.parquet", x=EMPTY_LISTS)
+    files = [empty, full] if is_first else [full, empty]
+    batches = list(RaggedReader(files, ["x"], shuffle=False, **settings).epoch(0))
+    assert sorted(row for batch in batches for row in lists_of(batch["x"])) == [[], [], [], [1], [2]]
+    assert {batch["x"].values.dtype for batch in batches} == {dtype}
+
+
+def test_lists_of_nothing_but_nulls_have_the_type_of_the_other_files(tmp_path: Path) -> None:
+    files = [
+        write(tmp_path / "a.parquet", x=pa.array([[None], [None, None]])),
+        write(tmp_path / "b.parquet", x=pa.array([[1]])),
+    ]
+    assert lists_of(one_batch(files, "x", fill_values={"x": 7})["x"]) == [[7], [7, 7], [1]]
+    with pytest.raises(ColumnError, match=r"column 'x' has nulls .*a.parquet.*fill_values={'x': ...}"):
+        one_batch(files, "x")
+
+
+@pytest.mark.parametrize("array", [EMPTY_LISTS, pa.nulls(3)], ids=["empty lists", "nulls"])
+def test_a_column_that_no_file_gives_a_type_is_refused_with_the_remedy(tmp_path: Path, array: pa.Array) -> None:
+    with pytest.raises(
+        ColumnError, match=r"column 'x' holds nothing but nulls or empty lists in all files.*list<int64>"
+    ):
+        one_batch([write(tmp_path / "a.parquet", x=array)], "x")
+
+
+def test_empty_lists_in_one_file_do_not_go_with_numbers_in_another(tmp_path: Path) -> None:
+    files = [write(tmp_path / "a.parquet", x=EMPTY_LISTS), write(tmp_path / "b.parquet", x=pa.array([1]))]
+    with pytest.raises(ColumnError, match=r"'x' is list<.*null> in .*a.parquet but int64 in .*b.parquet: rewrite"):
+        one_batch(files, "x")
 
 
 def test_a_fixed_size_list_arrives_ragged_and_its_null_rows_are_empty(tmp_path: Path) -> None:
@@ -171,6 +214,73 @@ def test_numbers_are_widened_where_files_differ(tmp_path: Path) -> None:
     wide = write(tmp_path / "b.parquet", x=pa.array([[1 << 40]], pa.large_list(pa.int64())), y=pa.array([0.5]))
     assert lists_of(one_batch([narrow, wide], "x")["x"]) == [[1], [1 << 40]]
     assert one_batch([narrow, wide], "y")["y"].tolist() == [1.0, 0.5]
+
+
+LARGE_ID = 2**53 + 1
+"""No double is this."""
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide"),
+    [
+        (pa.array([LARGE_ID]), pa.array([0.5])),
+        (pa.array([[LARGE_ID]]), pa.array([[0.5]])),
+        (pa.array([10**15], pa.timestamp("s")), pa.array([1], pa.timestamp("ns"))),
+    ],
+    ids=["numbers", "lists", "times"],
+)
+def test_a_value_that_does_not_go_into_the_common_type_is_named_by_column_and_file(
+    tmp_path: Path, narrow: pa.Array, wide: pa.Array
+) -> None:
+    files = [write(tmp_path / "a.parquet", x=narrow), write(tmp_path / "b.parquet", x=wide)]
+    with pytest.raises(ReadError, match=r"^column 'x' is .* in row group 0 of .*a.parquet and .*with one type$"):
+        one_batch(files, "x")
+
+
+FILLED = {
+    "i": pa.int32(),
+    "u": pa.uint8(),
+    "f": pa.float32(),
+    "b": pa.bool_(),
+    "s": pa.string(),
+    "t": pa.timestamp("s"),
+}
+
+
+@pytest.mark.parametrize(
+    ("column", "fill"),
+    [
+        *[("i", 0.5), ("i", "7"), ("i", 2**31), ("i", math.nan), ("i", True), ("u", -1), ("u", 256)],
+        *[("f", 2**24 + 1), ("f", 1e300), ("f", "1"), ("b", 2), ("s", 5), ("t", 0.5), ("l", 0.5)],
+    ],
+)
+def test_a_fill_value_that_the_column_does_not_hold_is_refused_at_once(
+    tmp_path: Path, column: str, fill: int | float | str
+) -> None:
+    columns = {name: pa.nulls(1, arrow_type) for name, arrow_type in FILLED.items()}
+    file = write(tmp_path / "a.parquet", **columns, l=pa.array([[None]], pa.list_(pa.int16())))
+    with pytest.raises(
+        ColumnError, match=rf"gives {re.escape(repr(fill))} for column '{column}', which .* does not hold"
+    ):
+        RaggedReader([file], [column], batch_rows=1, fill_values={column: fill})
+
+
+def test_a_fill_value_that_the_column_holds_stands_for_null(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.parquet", **{name: pa.nulls(1, arrow_type) for name, arrow_type in FILLED.items()})
+    fills = {"i": 2.0, "u": 255, "f": 0.1, "b": True, "s": "none", "t": -1}
+    [batch] = RaggedReader([file], list(FILLED), batch_rows=1, fill_values=fills).epoch(0)
+    assert {name: batch[name].tolist() for name in fills} == {
+        name: pytest.approx([fill]) if name == "f" else [fill] for name, fill in fills.items()
+    }
+    infinite = one_batch([file], "f", fill_values={"f": -math.inf})["f"]
+    assert infinite.tolist() == [-math.inf]
+
+
+def test_text_of_more_than_2_gb_may_be_joined_for_its_offsets_are_of_64_bits() -> None:
+    text = pa.table({"x": pa.array(["a", None])})
+    [column] = resolve_columns(["x"], {"here": text.schema}, {})
+    [array] = conform(text, [column], "here").columns
+    assert (array.type, array.to_pylist()) == (pa.large_string(), ["a", None])
 
 
 def test_files_whose_types_do_not_go_together_are_both_named(tmp_path: Path) -> None:

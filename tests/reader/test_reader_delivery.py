@@ -40,6 +40,7 @@ def by_id(rows: list[Row]) -> list[Row]:
         {"batch_rows": None, "batch_tokens": 50, "length_column": "tokens"},
         {"batch_rows": None, "batch_tokens": 50, "length_column": "tokens", "shuffle": False},
         {"pool": "process"},
+        {"batch_rows": 7, "buffer_rows": 14},  # row groups are larger
     ],
     ids=str,
 )

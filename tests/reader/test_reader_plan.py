@@ -113,6 +113,17 @@ def test_phases_at_any_world_sizes_and_the_rest_deliver_every_row_once(
 
 
 @settings(max_examples=200, deadline=None)
+@given(layouts, batchings, st.lists(st.tuples(st.integers(1, 9), st.integers(0, 12)), max_size=3))
+def test_what_remains_of_a_row_group_is_one_piece_in_stored_order_whatever_phases_came_before(
+    layout: list[int], batching: Batching, phases: list[tuple[int, int]]
+) -> None:
+    pieces = plan_of(layout, batching, 1, phases=[Phase(*p) for p in phases]).pieces
+    groups = [piece.group for piece in pieces]
+    assert len(groups) == len(set(groups))
+    assert all(list(piece.rows) == sorted(set(piece.rows)) for piece in pieces)
+
+
+@settings(max_examples=200, deadline=None)
 @given(layouts, batchings, st.integers(1, 6), st.integers(0, 10))
 def test_what_workers_take_joins_to_the_planned_batches_from_any_step(
     layout: list[int], batching: Batching, world_size: int, first_step: int

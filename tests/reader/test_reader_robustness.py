@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import re
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import psutil
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from llm_spark.reader import (
-    Epoch,
     RaggedReader,
     ReaderError,
     ReadError,
     Snapshot,
     compat,
-    files,
     storage,
 )
 from tests.reader.tables import SCHEMA, ragged_rows, rows_of, write_files
@@ -181,6 +175,41 @@ def test_storage_that_hangs_already_at_the_footers_is_given_up_too(flaky: list[s
         RaggedReader(flaky, ["id"], batch_rows=9, stall_seconds=0.05)
 
 
+@pytest.mark.parametrize("hangs", ["the list", "a commit"])
+def test_storage_that_hangs_already_at_the_log_is_given_up_too(
+    flaky: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: str
+) -> None:
+    write_deltalake(str(tmp_path / "t"), pa.table({"id": [1, 2]}))
+    if hangs == "a commit":
+        entries = LocalFileSystem().ls(f"{tmp_path}/t/_delta_log", detail=False)
+        monkeypatch.setattr(FlakyFileSystem, "ls", lambda *_, **__: entries)
+    FlakyFileSystem.gate = threading.Event()
+    with pytest.raises(ReadError, match=r"the log of flaky://.*/t: nothing came for 0.05 s, 0 of 1 are read"):
+        Snapshot.of_delta(f"flaky://{tmp_path}/t", stall_seconds=0.05)
+
+
+class CountingEvent(threading.Event):
+    """Is never waited for; adds up how long it would have been."""
+
+    num_seconds = 0.0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.num_seconds += timeout or 0.0
+        return False
+
+
+def test_a_fault_of_several_seconds_is_outlasted_by_default() -> None:
+    def fail() -> None:
+        raise OSError("slow down")
+
+    waited = CountingEvent()
+    with pytest.raises(
+        ReadError, match=r"^the footer: failed 6 times, last with OSError: slow down; check the storage"
+    ):
+        storage.retried("the footer", fail, storage.NUM_ATTEMPTS, waited)
+    assert 5 <= waited.num_seconds <= 20
+
+
 def test_a_programming_error_is_not_taken_for_a_fault_of_the_storage(flaky: list[str]) -> None:
     FlakyFileSystem.num_failures, FlakyFileSystem.failure = 10**6, TypeError
     with pytest.raises(TypeError):
@@ -267,111 +296,7 @@ def test_a_pool_that_reports_its_end_too_early_is_an_error_and_never_a_short_epo
         list(RaggedReader(table, ["id"], batch_rows=9).epoch(0))
 
 
-def test_rows_held_stay_within_workers_times_row_group_plus_two_buffers(tmp_path: Path) -> None:
-    files_ = write_files(tmp_path, ragged_rows(2000), 2, 50)
-    for num_workers, buffer_rows in [(1, 100), (4, 100), (2, 500)]:
-        epoch = RaggedReader(files_, ["id"], batch_rows=10, num_workers=num_workers, buffer_rows=buffer_rows).epoch(0)
-        held = []
-        for _ in epoch:
-            held.append(epoch._delivery._num_rows_held)
-        # A block's first and last row group may reach beyond it; with one worker that is one row group more.
-        assert max(held) <= 2 * buffer_rows + max(2, num_workers) * 50
-
-
-@contextmanager
-def own_pool() -> Iterator[pa.MemoryPool]:
-    """Arrow's default memory pool while the block runs: it counts nothing that other tests still hold or give back."""
-    former = pa.default_memory_pool()
-    pool = pa.proxy_memory_pool(former)
-    pa.set_memory_pool(pool)
-    try:
-        yield pool
-    finally:
-        pa.set_memory_pool(former)
-
-
-NUM_GROUPS, ROWS_IN_GROUP, ROW_LENGTH = 60, 500, 200
-GROUP_BYTES = ROWS_IN_GROUP * ROW_LENGTH * 8
-
-
-def write_wide_file(path: Path, num_groups: int = NUM_GROUPS, times: int = 1) -> None:
-    """Row groups of `times` x GROUP_BYTES, whose pages hold the values as they are: what one is decoded from is then as large as it is."""
-    values = pa.array(range(times * ROWS_IN_GROUP * ROW_LENGTH), pa.int64())
-    lists = pa.FixedSizeListArray.from_arrays(values, ROW_LENGTH).cast(pa.list_(pa.int64()))
-    table = pa.table({"x": pa.chunked_array([lists] * num_groups)})
-    pq.write_table(table, path, row_group_size=times * ROWS_IN_GROUP, use_dictionary=False, compression="none")
-
-
-def num_rows_read(epoch: Epoch, after_each: Callable[[Epoch], object]) -> int:
-    """Reads it; no batch outlives the call, as none may outlive the pool that its memory is from."""
-    num_rows = 0
-    for batch in epoch:
-        num_rows += batch.num_rows
-        after_each(epoch)
-    return num_rows
-
-
-def wait_until_all_has_arrived(epoch: Epoch) -> None:
-    """As a slow consumer does: until the workers have read all that they may hold for it."""
-    delivery = epoch._delivery
-    while delivery._pool is not None and delivery._pool.results_qsize() < len(delivery._outstanding):
-        delivery.check()
-        time.sleep(0.001)
-
-
-@pytest.mark.parametrize("is_slow", [False, True])
-def test_memory_is_bounded_by_workers_times_row_group_plus_two_buffers(tmp_path: Path, is_slow: bool) -> None:
-    write_wide_file(tmp_path / "a.parquet")
-    with own_pool() as pool:
-        reader = RaggedReader(
-            [tmp_path / "a.parquet"], ["x"], batch_rows=50, num_workers=2, buffer_rows=4 * ROWS_IN_GROUP
-        )
-        num_rows = num_rows_read(reader.epoch(0), wait_until_all_has_arrived if is_slow else bool)
-        assert num_rows == NUM_GROUPS * ROWS_IN_GROUP
-        most = pool.max_memory()
-    # Held: two workers' groups and two buffers of four. Beside that, each worker has a group decoded and what it decodes
-    # it from; and of the rows put in order (a buffer's here) there are these and the ones before.
-    assert 4 * GROUP_BYTES <= most <= (2 + 2 * 4 + 2 * 2 + 2 * 4) * GROUP_BYTES
-
-
-def most_resident_bytes(pid: int) -> int:
-    """A process's largest resident set so far."""
-    told = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert told is not None
-    return int(told[1]) * 1024
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to tell a process's resident set")
-def test_a_worker_process_holds_no_more_of_a_long_file_than_of_a_short_one(tmp_path: Path) -> None:
-    times, most = 10, {}
-    for num_groups in (2, 40):
-        path = tmp_path / f"{num_groups}.parquet"
-        write_wide_file(path, num_groups, times)
-        reader = RaggedReader(
-            [path], ["x"], batch_rows=500, pool="process", num_workers=1, buffer_rows=times * ROWS_IN_GROUP
-        )
-        seen: list[int] = []
-        with reader.epoch(0) as epoch:
-            for batch in epoch:
-                assert batch.num_rows == 500
-                seen.append(most_resident_bytes(epoch._delivery._pool._workers[0].pid))
-        assert len(seen) == num_groups * times
-        most[num_groups] = seen[-1]
-    # 38 row groups more are 304 MB more to read; what the allocators keep of them is within a few.
-    assert most[40] - most[2] <= 6 * times * GROUP_BYTES
-
-
 def test_two_epochs_of_one_reader_may_run_at_once(table: list[str]) -> None:
     reader = RaggedReader(table, ["id"], batch_rows=9)
     pairs = list(zip(reader.epoch(0), reader.epoch(0), strict=True))
     assert all(a["id"].tolist() == b["id"].tolist() for a, b in pairs)
-
-
-def test_a_wide_row_group_is_read_once_for_all_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"id": range(1000)}), path, row_group_size=1000)
-    reads = []
-    read = files.Files.read
-    monkeypatch.setattr(files.Files, "read", lambda self, *args: (reads.append(args[:2]), read(self, *args))[1])
-    assert num_rows_of(RaggedReader([path], ["id"], batch_rows=9, buffer_rows=64).epoch(0)) == 1000
-    assert reads == [(0, 0)]

@@ -125,11 +125,13 @@ def commit(table: Path, version: int, *actions: dict[str, Any]) -> None:
     (table / "_delta_log" / f"{version:020d}.json").write_text(lines)
 
 
+@pytest.mark.parametrize("is_cut", [True, False])
 @pytest.mark.parametrize("name", [f"{2:020d}.json", f"{1:020d}.checkpoint.parquet"])
-def test_a_damaged_file_of_the_log_is_named(table: Path, name: str) -> None:
+def test_a_damaged_file_of_the_log_is_named(table: Path, name: str, is_cut: bool) -> None:
     DeltaTable(str(table), version=1).create_checkpoint()
     file = table / "_delta_log" / name
-    file.write_bytes(file.read_bytes()[:-20])
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-20] if is_cut else whole[:-90] + b"\xff" * 82 + whole[-8:])
     with pytest.raises(SnapshotError, match=rf"{name} is damaged, or not yet written to its end \("):
         Snapshot.of_delta(str(table))
 
@@ -153,12 +155,31 @@ def test_deletion_vectors_are_refused_by_name_with_the_remedy(table: Path) -> No
     ("action", "message"),
     [
         ({"protocol": {"minReaderVersion": 3, "readerFeatures": ["catalogManaged"]}}, r"features \['catalogManaged'\]"),
+        (
+            {"protocol": {"minReaderVersion": 4}},
+            "has minReaderVersion 4 and this reader knows the protocol up to 3: copy",
+        ),
         ({"metaData": {"configuration": {"delta.columnMapping.mode": "name"}}}, "uses column mapping"),
     ],
 )
 def test_what_the_log_reading_does_not_understand_is_refused_by_name(table: Path, action: dict, message: str) -> None:
     commit(table, 4, action)
     with pytest.raises(SnapshotError, match=message):
+        Snapshot.of_delta(str(table))
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet"])
+def test_a_version_that_only_a_version_2_checkpoint_covers_is_refused_by_its_name(table: Path, kind: str) -> None:
+    log = table / "_delta_log"
+    (log / f"{2:020d}.checkpoint.80a083e8-7026-4e79-81be-64bd76c43a11.{kind}").write_bytes(b"")
+    assert Snapshot.of_delta(str(table)).version == 3
+    for version in (0, 1):
+        (log / f"{version:020d}.json").unlink()
+    for version in (2, 3):
+        with pytest.raises(SnapshotError, match=rf"version 2 checkpoint \({2:020d}\.checkpoint.*{kind}\).*classic"):
+            Snapshot.of_delta(str(table), version)
+    (log / f"{2:020d}.json").unlink()
+    with pytest.raises(SnapshotError, match="version 2 checkpoint"):
         Snapshot.of_delta(str(table))
 
 
