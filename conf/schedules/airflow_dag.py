@@ -4,11 +4,12 @@ Copy it into Airflow's folder of DAGs and set the parameters below; Airflow need
 PATH, and a connection `spark_default` that names the master. A night runs at 02:00 UTC and is as of the day that has ended; a day of the past
 is run by `airflow backfill create --dag-id llm_spark_nightly --from-date … --to-date …`.
 
-Exit codes: 0 done or nothing to do. 3 of `evaluate`: the gate refused the new model; the task is shown as skipped, its log says why, and the
-night goes on with the model before. 3 of any other stage (the data did not pass), and 2 (wrong settings): the night fails at once, for a
+Exit codes: 0 done or nothing to do. 3 of `evaluate`: no new model passed, or none could be judged; the task is shown as skipped, its log says
+why, and the night goes on with the model before. 3 of any other stage (the data did not pass), and 2 (wrong settings): the night fails at once, for a
 repetition would end the same way, and the tables of the night before go on being served. Any other: tried again.
 
-It trains every night, whatever nightly.train says: to train by that rule, make one task of jobs/nightly.py instead. A backfill on the live
+It trains every night, whatever nightly.train says, and a training that fails ends its night, where `nightly` goes on with the champion: for
+either make one task of jobs/nightly.py instead. A backfill on the live
 warehouse scores with a champion that knows what came after; for a faithful one give it a warehouse of its own.
 
 On a warehouse in a local folder let nothing else write meanwhile; this DAG runs one night at a time.
@@ -38,7 +39,7 @@ class Stage(SparkSubmitOperator):
             found = re.search(r"Error code is: (\d+)", str(error))
             code = int(found[1]) if found else 1
             if code == REFUSED and self.task_id == "evaluate":
-                raise AirflowSkipException("the gate refused the new model: the model before it scores") from error
+                raise AirflowSkipException("no new model passed, its log says why: the model before scores") from error
             if code in (USAGE, REFUSED):
                 raise AirflowFailException(f"{self.task_id} ended with exit code {code}: its log says why") from error
             raise
