@@ -2,9 +2,9 @@
 
 Simulated logs arrive in two lots. A first night trains and scores; a copy of its warehouse then takes a second night, with the second lot, as a
 process that nothing disturbs: the reference. Then again and again a night on such a copy is killed with SIGKILL, driver, JVM, Python workers
-and ranks at once, at an instant drawn from the time that the undisturbed one took; the next run on the same copy goes on where it stopped and
-may be killed in turn, every third copy at most twice. When one ends, every table must equal the reference's row for row, but for times and run
-ids, and one more run must find nothing to do.
+and ranks at once: the first time in the step that was struck least, at an instant drawn from the time that it took undisturbed; the next run on
+the same copy goes on where it stopped and is killed in turn, at an instant drawn from the whole night's time, every third copy at most twice.
+When one ends, every table must equal the reference's row for row, but for times and run ids, and one more run must find nothing to do.
 
 Of four nights one is a second one that trains and replays all histories for its new model, two are second ones that keep the champion and
 advance the users with news, and one begins with nothing at all. Goes on until every step was struck, and prints what was; ends with one JSON
@@ -20,7 +20,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 
 from pyspark.sql import SparkSession
@@ -34,6 +36,7 @@ from tests.killing import SMALL_SPARK, Victim
 
 STEPS = ("ingest", "sessionize", "drift", "sequences", "train", "evaluate", "score", "report")
 AS_FEW_ROWS = [f"spark.conf={json.dumps(FOR_FEW_ROWS)}"]
+POLL_SECONDS = 0.01
 _FIRST, _SECOND = "2025-01-11", "2025-01-13"
 
 
@@ -61,20 +64,27 @@ class Kind:
     def victim(self, warehouse: Path) -> Victim:
         return Victim("nightly", self.logs.settings_file, warehouse, *SETTINGS, *AS_FEW_ROWS, *self.settings)
 
-    def undisturbed(self, warehouse: Path) -> tuple[float, str]:
-        """Run a night to its end; returns the seconds from its first word on, and what it printed."""
+    def undisturbed(self, warehouse: Path) -> tuple[dict[str, float], str]:
+        """Run a night to its end; returns the seconds from the first word of each step to that of the next, and what it printed."""
         at = _length(_log(warehouse))
         victim = self.victim(warehouse)
-        _wait_for_its_first_word(victim, at)
-        began = time.monotonic()
+        began = {}
+        while victim.is_alive():
+            began.setdefault(step_of(victim.log.read_text()[at:]), time.monotonic())
+            time.sleep(POLL_SECONDS)
         assert victim.wait() == 0, victim.log.read_text()[at:]
-        return time.monotonic() - began, victim.log.read_text()[at:]
+        began.pop("start", None)
+        ends = [*list(began.values())[1:], time.monotonic()]
+        seconds = {step: end - begin for (step, begin), end in zip(began.items(), ends, strict=True)}
+        return seconds, victim.log.read_text()[at:]
 
-    def strike(self, warehouse: Path, seconds: float, dice: random.Random) -> str:
-        """Kill one run of the night at a random instant; returns the step that was struck, empty where it had ended."""
+    def strike(self, warehouse: Path, begin: str | None, seconds: float, dice: random.Random) -> str:
+        """Kill one run of the night at a random instant of so many seconds from the first word on, of a step or of all; returns the step that
+        was struck, empty where it had ended."""
         log, at = _log(warehouse), _length(_log(warehouse))
         victim = self.victim(warehouse)
-        _wait_for_its_first_word(victim, at)
+        while victim.is_alive() and step_of(victim.log.read_text()[at:]) not in ((begin,) if begin else STEPS):
+            time.sleep(POLL_SECONDS)
         instant = time.monotonic() + dice.uniform(0, seconds)
         if victim.kill_when(lambda: time.monotonic() >= instant):
             return step_of(log.read_text()[at:])
@@ -88,11 +98,6 @@ def _log(warehouse: Path) -> Path:
 
 def _length(log: Path) -> int:
     return len(log.read_text()) if log.exists() else 0
-
-
-def _wait_for_its_first_word(victim: Victim, at: int) -> None:
-    while step_of(victim.log.read_text()[at:]) == "start" and victim.is_alive():
-        time.sleep(0.01)
 
 
 def differences(spark: SparkSession, warehouse: Path, expected: dict[str, list[str]]) -> list[str]:
@@ -123,19 +128,25 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         kinds = kinds_of_night(folder, SimulationConfig(**{**vars(SIMULATION), "num_users": given.users}))
-        seconds: dict[str, float] = {}
+        seconds: dict[str, dict[str, float]] = {}
         expected: dict[str, dict[str, list[str]]] = {}
         for kind in dict.fromkeys(kinds):
             clean = kind.make(folder / f"clean-{kind.name}")
             seconds[kind.name], printed = kind.undisturbed(clean)
             assert ("all histories were replayed" not in printed) == (kind.name == "news"), printed
             expected[kind.name] = rows_of(Warehouse(spark, str(clean)))
-            print(f"an undisturbed night, {kind.name}, takes {seconds[kind.name]:.0f} s", flush=True)
+            told = ", ".join(f"{step} {took:.0f} s" for step, took in seconds[kind.name].items())
+            print(f"an undisturbed night, {kind.name}: {told}", flush=True)
         while sum(struck.values()) < given.kills or not set(STEPS) <= set(struck):
             kind = kinds[ended % len(kinds)]
             target = kind.make(folder / f"killed-{ended}")
             num_kills = 0
-            while what := kind.strike(target, seconds[kind.name], dice):
+            took = seconds[kind.name]
+            rarest = min(took, key=lambda step: struck[step])
+            instants: Iterator[tuple[str | None, float]] = chain(
+                [(rarest, took[rarest])], repeat((None, sum(took.values())))
+            )
+            while what := kind.strike(target, *next(instants), dice):
                 struck[what] += 1
                 num_kills += 1
                 print(f"  killed in {what}", flush=True)
