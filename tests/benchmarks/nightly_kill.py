@@ -4,7 +4,8 @@ Simulated logs arrive in two lots. A first night trains and scores; a copy of it
 process that nothing disturbs: the reference. Then again and again a night on such a copy is killed with SIGKILL, driver, JVM, Python workers
 and ranks at once: the first time in the step that was struck least, at an instant drawn from the time that it took undisturbed; the next run on
 the same copy goes on where it stopped and is killed in turn, at an instant drawn from the whole night's time, every third copy at most twice.
-When one ends, every table must equal the reference's row for row, but for times and run ids, and one more run must find nothing to do.
+After each kill `predictions_current` must show every user the list of before the night or the reference's, whole. When a night ends, every
+table must equal the reference's row for row, but for times and run ids, and one more run must find nothing to do.
 
 Of four nights one is a second one that trains and replays all histories for its new model, two are second ones that keep the champion and
 advance the users with news, and one begins with nothing at all. Goes on until every step was struck, and prints what was; ends with one JSON
@@ -19,7 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -28,8 +29,9 @@ from pathlib import Path
 from pyspark.sql import SparkSession
 
 from llm_spark import spark as spark_room
+from llm_spark.schemas import PREDICTIONS
 from llm_spark.simulation import SimulationConfig
-from llm_spark.tables.warehouse import Warehouse
+from llm_spark.tables.warehouse import Warehouse, sql
 from tests.conftest import FOR_FEW_ROWS
 from tests.integration.nights import SETTINGS, SIMULATION, Logs, rows_of
 from tests.killing import SMALL_SPARK, Victim
@@ -105,6 +107,16 @@ def differences(spark: SparkSession, warehouse: Path, expected: dict[str, list[s
     return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
 
 
+def served(spark: SparkSession, warehouse: Path | None) -> dict[str | None, list[str]]:
+    """Of every user, and of newcomers (None), the list that readers see."""
+    if warehouse is None or not (there := Warehouse(spark, str(warehouse))).exists(PREDICTIONS):
+        return {}
+    lists: dict[str | None, list[str]] = defaultdict(list)
+    for row in sql(there, "SELECT user_id, item_id FROM predictions_current ORDER BY user_id, rank").collect():
+        lists[row["user_id"]].append(row["item_id"])
+    return dict(lists)
+
+
 def kinds_of_night(folder: Path, simulation: SimulationConfig) -> list[Kind]:
     """In the order in which they take turns; runs the night that comes before the second ones."""
     logs, all_logs = Logs(folder / "two_lots", simulation), Logs(folder / "one_lot", simulation)
@@ -130,17 +142,19 @@ def main() -> int:
         kinds = kinds_of_night(folder, SimulationConfig(**{**vars(SIMULATION), "num_users": given.users}))
         seconds: dict[str, dict[str, float]] = {}
         expected: dict[str, dict[str, list[str]]] = {}
+        shown: dict[str, list[dict[str | None, list[str]]]] = {}
         for kind in dict.fromkeys(kinds):
             clean = kind.make(folder / f"clean-{kind.name}")
             seconds[kind.name], printed = kind.undisturbed(clean)
             assert ("all histories were replayed" not in printed) == (kind.name == "news"), printed
             expected[kind.name] = rows_of(Warehouse(spark, str(clean)))
+            shown[kind.name] = [served(spark, kind.begin), served(spark, clean)]
             told = ", ".join(f"{step} {took:.0f} s" for step, took in seconds[kind.name].items())
             print(f"an undisturbed night, {kind.name}: {told}", flush=True)
         while sum(struck.values()) < given.kills or not set(STEPS) <= set(struck):
             kind = kinds[ended % len(kinds)]
             target = kind.make(folder / f"killed-{ended}")
-            num_kills = 0
+            num_kills, wrong = 0, []
             took = seconds[kind.name]
             rarest = min(took, key=lambda step: struck[step])
             instants: Iterator[tuple[str | None, float]] = chain(
@@ -150,11 +164,15 @@ def main() -> int:
                 struck[what] += 1
                 num_kills += 1
                 print(f"  killed in {what}", flush=True)
+                seen, (before, after) = served(spark, target), shown[kind.name]
+                users = before.keys() | after.keys() | seen.keys()
+                if torn := [user for user in users if seen.get(user) not in (before.get(user), after.get(user))]:
+                    wrong.append(f"predictions_current after a kill in {what}, for {len(torn)} users")
                 if ended % 3 == 0 and num_kills == 2:
                     kind.undisturbed(target)
                     break
             ended += 1
-            wrong = differences(spark, target, expected[kind.name])
+            wrong += differences(spark, target, expected[kind.name])
             _, printed = kind.undisturbed(target)
             if "nightly: nothing to do" not in printed:
                 wrong.append("a further run found something to do")
