@@ -24,8 +24,8 @@ class GateConfig:
     difference's 95 % interval must not lie below minus this. 0.01 of recall is one hit in a hundred positions. Where the test window is so
     small that the interval is wider than this, no challenger passes: give it more users, or a wider margin."""
     max_outcome_loss: float = 0.02
-    """Likewise of each outcome that the champion foretells too: of the area under the curve, or of an amount the share by which the squared error
-    of its logarithm may be larger than the champion's."""
+    """Likewise of each outcome, where the champion foretells the same ones: of the area under the curve, or of an amount the share by which the
+    squared error of its logarithm may be larger than the champion's."""
     beats_popularity: str = "interval"
     """How the model must beat recommending what is popular. interval: the whole 95 % interval of the difference lies above 0; point: the
     difference does; none: it need not. A model that cannot be told from popularity is not worth its night."""
@@ -35,7 +35,8 @@ class GateConfig:
     frequency and monetary value."""
     missing_baseline: str = "refuse"
     """Where a baseline that should have been measured was not: refuse, or warn and compare with those that were. Without it nobody knows
-    which one is the best. Where nothing else speaks against the model it goes on waiting, and the next evaluate tries again."""
+    which one is the best. Where nothing else speaks against the model it goes on waiting, and the next evaluate tries again. A model of
+    outcomes alone that could not be compared with the regression waits either way, for then nothing speaks for it."""
 
     def __post_init__(self) -> None:
         known = self.metric is None or re.fullmatch(r"accuracy|(recall|mrr|ndcg)@[1-9]\d*", self.metric)

@@ -8,8 +8,11 @@ passes. (Wellek 2010, Testing Statistical Hypotheses of Equivalence and Noninfer
 
 Against a baseline it is a test of superiority: the lower end, or by setting the difference itself, must lie above 0.
 
-Outcomes are guarded likewise: no more may be lost of any that the champion foretells too. A model that foretells outcomes alone is judged by
-them alone, and must beat in each the regression that a marketer would fit.
+Outcomes are guarded likewise: where both foretell the same ones, no more may be lost of any. A model that foretells outcomes alone is judged
+by them alone, and must beat in each the regression that a marketer would fit.
+
+A champion that cannot score any more protects nobody, so the challenger is judged by all else. One that can score and could not be compared
+with is what users have, and goes on scoring until a person decides.
 """
 
 from __future__ import annotations
@@ -24,6 +27,12 @@ from llm_spark.config.gate import BY_INTERVAL, NOT_AT_ALL
 POPULARITY = "popularity"
 POSITIONS, MOMENTS = "positions", "moments"
 """What a metric is a mean over."""
+
+_BASELINE = (
+    "`llm-spark evaluate` tries a missing baseline again, and gate.missing_baseline=warn lets a model pass without"
+)
+_REGRESSION = "`llm-spark evaluate` tries a regression that failed again"
+_OUTCOME = "an outcome that could not be judged needs newer sequences, with later events of more users"
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,8 @@ class MeasuredOutcome:
     """Named in sentences: what of which outcome."""
     over_champion: Measured | None
     over_regression: Measured | None
-    champion_foretells_it: bool = True
+    regression_failed: bool = False
+    """By an error, so that the next evaluate tries again."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,16 @@ class Evidence:
     """Those that should have been measured."""
     foretells_items: bool = True
     """False for a model that foretells outcomes alone."""
+    champion_cannot_score: str = ""
+    """Why it cannot any more; empty where it can, and where there is none."""
+    champion_not_compared: str = ""
+    """Why one that can score could not be compared with; empty where it was."""
     champion_foretells_items: bool = True
     outcomes: tuple[MeasuredOutcome, ...] = ()
+    same_outcomes: bool = True
+    """Whether the champion foretells exactly these. Of another list the sequences hold no labels."""
+    outcomes_of_champion_alone: tuple[str, ...] = ()
+    """Those that it foretells and the challenger does not, as sentences name them."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +103,19 @@ class Decision:
 
     promoted: bool
     sentences: list[str]
-    is_final: bool = True
-    """False where all that speaks against it is what could not be measured: the next run may."""
+    waits_for: tuple[str, ...] = ()
+    """Where all that speaks against it is what could not be measured, what may change that; else nothing, and the decision is final."""
+
+    @property
+    def is_final(self) -> bool:
+        return not self.waits_for
 
 
 @dataclass(frozen=True)
 class _Finding:
     passed: bool
     sentence: str
-    is_final: bool = True
+    waits_for: str = ""
 
 
 def decide(evidence: Evidence, rules: GateConfig) -> Decision:
@@ -101,24 +123,42 @@ def decide(evidence: Evidence, rules: GateConfig) -> Decision:
     findings = list(_findings(evidence, rules))
     promoted = all(finding.passed for finding in findings)
     telling = [finding for finding in findings if finding.passed == promoted]
-    return Decision(promoted, [f.sentence for f in telling], promoted or any(f.is_final for f in telling))
+    waits = not promoted and all(finding.waits_for for finding in telling)
+    waits_for = tuple(dict.fromkeys(finding.waits_for for finding in telling)) if waits else ()
+    return Decision(promoted, [finding.sentence for finding in telling], waits_for)
 
 
 def _findings(evidence: Evidence, rules: GateConfig) -> Iterator[_Finding]:
     if evidence.certificate_objection:
         yield _Finding(False, evidence.certificate_objection)
     yield _ranks(evidence)
-    if evidence.champion_id is None:
-        yield _Finding(True, "there is no champion yet to compare it with")
-    elif evidence.foretells_items:
-        whom = f"that of champion {evidence.champion_id}"
-        yield _no_worse(evidence.metric, evidence.over_champion, whom, rules.max_loss)
-    elif evidence.champion_foretells_items:
-        yield _Finding(False, f"it foretells outcomes alone, and champion {evidence.champion_id} next items too")
+    yield from _champion(evidence, rules)
     if evidence.foretells_items:
         yield from _baselines(evidence, rules)
     for outcome in evidence.outcomes:
         yield from _outcome(evidence, outcome, rules)
+
+
+def _champion(evidence: Evidence, rules: GateConfig) -> Iterator[_Finding]:
+    champion = f"champion {evidence.champion_id}"
+    if evidence.champion_id is None:
+        yield _Finding(True, "there is no champion yet to compare it with")
+    elif evidence.champion_cannot_score:
+        yield _Finding(True, f"{champion} cannot score any more: {evidence.champion_cannot_score}")
+    elif not evidence.foretells_items and evidence.champion_foretells_items:
+        yield _Finding(False, f"it foretells outcomes alone, and {champion} next items too")
+    elif evidence.champion_not_compared and (evidence.foretells_items or evidence.same_outcomes):
+        why = evidence.champion_not_compared
+        yield _Finding(
+            False, f"it could not be compared with {champion}: {why}; promote it by hand if it is the better one"
+        )
+    else:
+        if evidence.foretells_items:
+            yield _no_worse(evidence.metric, evidence.over_champion, f"that of {champion}", rules.max_loss)
+        if not evidence.same_outcomes:
+            alone = ", ".join(evidence.outcomes_of_champion_alone)
+            said = f"{champion} foretells another list of outcomes, so that they are not compared"
+            yield _Finding(True, f"{said}{f'; it alone foretells {alone}' if alone else ''} (warning)")
 
 
 def _ranks(evidence: Evidence) -> _Finding:
@@ -148,7 +188,7 @@ def _baselines(evidence: Evidence, rules: GateConfig) -> Iterator[_Finding]:
         if rule != NOT_AT_ALL and name not in measured:
             only_warned = rules.missing_baseline == "warn"
             said = f"the baseline {name} was not measured{' (warning)' if only_warned else ''}"
-            yield _Finding(only_warned, said, is_final=name not in evidence.expected_baselines)
+            yield _Finding(only_warned, said, _BASELINE if name in evidence.expected_baselines else "")
     if rules.beats_popularity != NOT_AT_ALL and POPULARITY in measured:
         yield _better(evidence.metric, f"that of {POPULARITY}", measured[POPULARITY], rules.beats_popularity)
     if rules.beats_best_baseline != NOT_AT_ALL and others:
@@ -160,23 +200,37 @@ def _baselines(evidence: Evidence, rules: GateConfig) -> Iterator[_Finding]:
 
 def _outcome(evidence: Evidence, outcome: MeasuredOutcome, rules: GateConfig) -> Iterator[_Finding]:
     """It is no final word where an outcome could not be judged: its window may be open still. Then next items decide, where there are any."""
-    only_warned = evidence.foretells_items or rules.missing_baseline == "warn"
-    if evidence.champion_id is not None and outcome.champion_foretells_it:
+    if _is_held_against_champion(evidence):
         whose = f"that of champion {evidence.champion_id}"
-        if _usable(outcome.over_champion) is None:
-            said = f"its {outcome.measure} could not be compared with {whose}{' (warning)' if only_warned else ''}"
-            yield _Finding(only_warned, said, is_final=False)
-        else:
+        if _has_interval(outcome.over_champion):
             yield _no_worse(outcome.measure, outcome.over_champion, whose, rules.max_outcome_loss, MOMENTS)
-    if not evidence.foretells_items and rules.beats_best_baseline != NOT_AT_ALL:
-        over_regression = _usable(outcome.over_regression)
-        if over_regression is None:
-            said = (
-                f"its {outcome.measure} could not be compared with a regression's{' (warning)' if only_warned else ''}"
-            )
-            yield _Finding(only_warned, said, is_final=False)
         else:
-            yield _better(outcome.measure, "a regression's", over_regression, rules.beats_best_baseline, MOMENTS)
+            warned = " (warning)" if evidence.foretells_items else ""
+            yield _Finding(
+                evidence.foretells_items, _unjudged(outcome, outcome.over_champion, whose) + warned, _OUTCOME
+            )
+    if not evidence.foretells_items and rules.beats_best_baseline != NOT_AT_ALL:
+        over, whose = outcome.over_regression, "a regression's"
+        if over is not None and _has_interval(over):
+            yield _better(outcome.measure, whose, over, rules.beats_best_baseline, MOMENTS)
+        else:
+            waits_for = _REGRESSION if outcome.regression_failed else _OUTCOME
+            yield _Finding(False, _unjudged(outcome, over, whose), waits_for)
+
+
+def _is_held_against_champion(evidence: Evidence) -> bool:
+    is_there = evidence.champion_id is not None and not evidence.champion_cannot_score
+    return is_there and not evidence.champion_not_compared and evidence.same_outcomes
+
+
+def _has_interval(difference: Measured | None) -> bool:
+    usable = _usable(difference)
+    return usable is not None and usable.low is not None
+
+
+def _unjudged(outcome: MeasuredOutcome, difference: Measured | None, whose: str) -> str:
+    of_one = "" if _usable(difference) is None else ", for all its moments are of one user"
+    return f"its {outcome.measure} could not be compared with {whose}{of_one}"
 
 
 def _better(what: str, whose: str, difference: Measured, rule: str, unit: str = POSITIONS) -> _Finding:

@@ -110,15 +110,7 @@ def load_artifact(path: str) -> LoadedModel:
     Raises UserError in one line when there is no manifest, or a file is missing or is not what was written.
     """
     manifest, manifest_sha256 = read_manifest(path)
-    contents = {}
-    for name, expected in manifest["files"].items():
-        content = read_file(f"{path}/{name}")
-        if content is None or hashlib.sha256(content).hexdigest() != expected["sha256"]:
-            found = "is missing" if content is None else "is not the file that was written (its sha256 differs)"
-            raise UserError(
-                f"the model at '{path}' is damaged: {name} {found}; train it again, or restore it from a backup"
-            )
-        contents[name] = content
+    contents = {name: _read_whole(path, name, expected) for name, expected in manifest["files"].items()}
     config = json.loads(contents[CONFIG])
     model = NextEventModel(ModelConfig(**config["model"]), config["num_tokens"], config["num_event_types"])
     model.load_state_dict(safetensors.torch.load(contents[WEIGHTS]))
@@ -127,15 +119,20 @@ def load_artifact(path: str) -> LoadedModel:
 
 
 def read_tables(path: str) -> dict[str, Any]:
-    """What `LoadedModel.tables` holds, without the weights. UserError where there is no artifact."""
-    read_manifest(path)
-    content = read_file(f"{path}/{TABLES}")
-    if content is None:
-        raise UserError(
-            f"the model at '{path}' is damaged: {TABLES} is missing; train it again, or restore it from a backup"
-        )
-    tables: dict[str, Any] = json.loads(content)
+    """What `LoadedModel.tables` holds, without the weights. UserError where there is no artifact, or that file is damaged."""
+    manifest, _ = read_manifest(path)
+    tables: dict[str, Any] = json.loads(_read_whole(path, TABLES, manifest["files"][TABLES]))
     return tables
+
+
+def _read_whole(path: str, name: str, expected: dict[str, Any]) -> bytes:
+    content = read_file(f"{path}/{name}")
+    if content is None or hashlib.sha256(content).hexdigest() != expected["sha256"]:
+        found = "is missing" if content is None else "is not the file that was written (its sha256 differs)"
+        raise UserError(
+            f"the model at '{path}' is damaged: {name} {found}; train it again, or restore it from a backup"
+        )
+    return content
 
 
 def _json(value: dict[str, Any]) -> bytes:

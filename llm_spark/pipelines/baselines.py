@@ -40,7 +40,7 @@ def measured_baselines(window: EvaluationWindow, names: Sequence[str], account: 
         # Whatever it is: a model must not wait for what it is only compared with.
         except Exception as error:
             log.debug("baseline %s", name, exc_info=True)
-            _leave_out(account, [name], _cause(error))
+            _leave_out(account, [name], cause(error))
     test_rows.unpersist()
     training_rows.unpersist()
     return measured
@@ -54,7 +54,7 @@ def _leave_out(account: Account, names: Sequence[str], why_not: str) -> None:
     ]
 
 
-def _cause(error: Exception) -> str:
+def cause(error: Exception) -> str:
     """In one line: what was raised in the Python worker, where Spark hands its stack trace on; else the message's first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     raised = [line for line in lines if _RAISED.match(line)]

@@ -15,9 +15,10 @@ from llm_spark.pipelines.certificate import require_certificate
 from llm_spark.pipelines.evaluation_window import EvaluationWindow, open_window, require_testable
 from llm_spark.pipelines.outcome_evaluation import Figures, outcome_figures, outcome_lines
 from llm_spark.pipelines.outcomes import outcomes_note, require_labels
-from llm_spark.pipelines.registry.aliases import read_models
-from llm_spark.pipelines.registry.promotion import decide_promotion, was_evaluated
-from llm_spark.pipelines.registry.serving import Champion, evaluated_models
+from llm_spark.pipelines.registry.aliases import Model, read_models
+from llm_spark.pipelines.registry.fitness import why_it_cannot_be_compared
+from llm_spark.pipelines.registry.promotion import FAILED_REGRESSIONS, decide_promotion, was_evaluated
+from llm_spark.pipelines.registry.serving import Champion, evaluated_models, loaded
 from llm_spark.schemas import EVALUATION, SEQUENCES
 from llm_spark.tables.warehouse import Warehouse
 
@@ -29,7 +30,7 @@ def evaluate(warehouse: Warehouse, config: Config, account: Account) -> None:
     """
     _measure(warehouse, config, account)
     # A dry run ends where something is to be measured, or here.
-    if account.nothing_to_do and read_models(warehouse).challenger is not None:
+    if account.nothing_to_do and config.gate.enabled and read_models(warehouse).challenger is not None:
         account.begin("let the gate decide on the challenger that was measured")
     decide_promotion(warehouse, config, account)
 
@@ -39,11 +40,14 @@ def _measure(warehouse: Warehouse, config: Config, account: Account) -> None:
 
     DataError where the sequences have no certificate that passes, or the model may have seen what would test it.
     """
-    models = evaluated_models(warehouse)
-    model_id = models[MODEL].model_id
+    rows_of = evaluated_models(warehouse)
+    model = loaded(warehouse, rows_of[MODEL])
+    model_id = model.model_id
+    others = comparable_models(warehouse, rows_of, account)
     version = warehouse.version(SEQUENCES)
     origin = {
-        "models": {name: model.model_id for name, model in models.items()},
+        "models": {name: row.model_id for name, row in rows_of.items()},
+        "left_out": [name for name in rows_of if name != MODEL and name not in others],
         "sequences": warehouse.data_version(SEQUENCES, version),
         "baselines": list(config.evaluate.baselines),
         "ks": list(config.evaluate.ks),
@@ -55,7 +59,8 @@ def _measure(warehouse: Warehouse, config: Config, account: Account) -> None:
         return
     account.begin(f"measure model {model_id} on sequences v{version}")
     require_certificate(warehouse)
-    models = comparable_models(warehouse, models, account)
+    require_testable(warehouse, model)
+    models = {MODEL: model, **others}
     with progress("evaluate: test positions"):
         window = open_window(warehouse, config, list(models.values()))
     measured = {}
@@ -67,7 +72,9 @@ def _measure(warehouse: Warehouse, config: Config, account: Account) -> None:
     origin["baselines"] = [name for name in config.evaluate.baselines if name in measured]
     found = figures(measured)
     told = evaluation_lines(window, found)
-    of_outcomes = measured_outcomes(warehouse, window, models, config.evaluate.batch_rows, account)
+    of_outcomes, failed = measured_outcomes(warehouse, window, models, config.evaluate.batch_rows, account)
+    if failed:
+        origin[FAILED_REGRESSIONS] = failed
     told += outcome_lines(of_outcomes)
     for key, estimates in of_outcomes.items():
         found.setdefault(key, []).extend(estimates)
@@ -86,35 +93,33 @@ def _measure(warehouse: Warehouse, config: Config, account: Account) -> None:
     account.remarks += told
 
 
-def comparable_models(warehouse: Warehouse, models: Mapping[str, Champion], account: Account) -> dict[str, Champion]:
-    """The models without those that cannot be tested here, which a remark names. DataError where the evaluated one is among them."""
-    require_testable(warehouse, models[MODEL])
-    testable = {MODEL: models[MODEL]}
+def comparable_models(warehouse: Warehouse, models: Mapping[str, Model], account: Account) -> dict[str, Champion]:
+    """Those to measure beside the evaluated one, without such as cannot be measured here, which a remark names."""
+    comparable = {}
     for name, model in models.items():
         if name == MODEL:
             continue
-        try:
-            require_testable(warehouse, model)
-            testable[name] = model
-        except DataError as error:
-            account.remarks.append(f"the {name} cannot be compared with: {error}")
-    return testable
+        if why_not := why_it_cannot_be_compared(warehouse, model):
+            account.remarks.append(f"the {name} cannot be compared with: {why_not}")
+        else:
+            comparable[name] = loaded(warehouse, model)
+    return comparable
 
 
 def measured_outcomes(
     warehouse: Warehouse, window: EvaluationWindow, models: Mapping[str, Champion], batch_rows: int, account: Account
-) -> Figures:
-    """How well the model foretells its outcomes, beside others that foretell the same; nothing, and a remark, where the sequences hold the
-    labels of others."""
+) -> tuple[Figures, list[str]]:
+    """How well the model foretells its outcomes, beside others that foretell the same, and those of which the regression failed; nothing, and a
+    remark, where the sequences hold the labels of others."""
     model = models[MODEL]
     if not model.config.outcomes:
-        return {}
+        return {}, []
     made_from = (warehouse.origin(SEQUENCES) or {})["made_from"]
     try:
         require_labels(made_from, model.config)
     except DataError as error:
         account.remarks.append(f"its outcomes are not judged: {error}")
-        return {}
+        return {}, []
     same = outcomes_note(model.config.outcomes)
     others = {
         name: other for name, other in models.items() if name != MODEL and outcomes_note(other.config.outcomes) == same

@@ -18,6 +18,7 @@ from llm_spark.model.artifact import read_tables
 from llm_spark.pipelines.features import require_features
 from llm_spark.pipelines.item_attributes import categories_by
 from llm_spark.pipelines.registry.serving import Champion
+from llm_spark.pipelines.registry.token_tables import made_anew, token_table_ids
 from llm_spark.schemas import EVENTS, SEQUENCES, VOCABULARY
 from llm_spark.scoring import TARGET_RANKS_DDL, target_ranks
 from llm_spark.tables.warehouse import Warehouse
@@ -106,7 +107,8 @@ def require_testable(warehouse: Warehouse, model: Champion) -> None:
     """DataError where the model may have seen what would test it, takes other features than the sequences hold, or knows other items by the
     same tokens."""
     require_same_vocabulary(warehouse, model)
-    _require_unseen(warehouse, model, warehouse.data_version(SEQUENCES))
+    if seen := seen_of_the_test(warehouse, model):
+        raise DataError(f"{seen}: run `llm-spark train` on these sequences first")
     require_features((warehouse.origin(SEQUENCES) or {})["made_from"], model.config)
 
 
@@ -118,42 +120,54 @@ def _categories(warehouse: Warehouse, config: Config) -> DataFrame | None:
     return categories_by(warehouse.read(EVENTS), config, attribute, "evaluate.diversity_attribute")
 
 
-def _require_unseen(warehouse: Warehouse, model: Champion, data_version: int) -> None:
-    """The model must not have seen what tests it.
+def seen_of_the_test(warehouse: Warehouse, model: Champion) -> str:
+    """How the model may have seen what would test it; empty where it has not.
 
     The certificate says so of the sequences that it was trained on. Of others it is known only where both are split by time, and the test
     begins where the model's own data ended, or later.
     """
+    data_version = warehouse.data_version(SEQUENCES)
     if data_version == model.sequences_version:
-        return
+        return ""
     note = warehouse.origin(SEQUENCES) or {}
-    if note["split"] == model.split == BY_TIME and model.validation_until is not None:
+    if note.get("split") == model.split == BY_TIME and model.validation_until is not None:
         if note["validation_until"] >= model.validation_until:
-            return
+            return ""
         seen = f"begin at {note['validation_until']} and model {model.model_id} has seen events up to {model.validation_until}"
     else:
         theirs = f"v{model.sequences_version}, split by {model.split}"
-        seen = f"are v{data_version}, split by {note['split']}, and model {model.model_id} has seen {theirs}"
-    raise DataError(f"the test sequences {seen}: run `llm-spark train` on these sequences first")
+        seen = f"are v{data_version}, split by {note.get('split')}, and model {model.model_id} has seen {theirs}"
+    return f"the test sequences {seen}"
 
 
 def require_same_vocabulary(warehouse: Warehouse, model: Champion) -> None:
-    """A vocabulary only ever grows, so an older one is a part of a newer one; of a table that was made anew the tokens mean other items."""
-    tables = read_tables(model.path)
+    """DataError where its tokens mean other items or event types than the tables of now say."""
+    if other := other_vocabulary(warehouse, model):
+        raise DataError(f"{other}: run `llm-spark train`")
+
+
+def other_vocabulary(warehouse: Warehouse, model: Champion) -> str:
+    """In what the vocabulary or the event types that it was trained on are others than those of now; empty where they are not.
+
+    A vocabulary only ever grows, so an older one is a part of a newer one; of a table that was made anew the tokens mean something else.
+    """
+    tables, ids = read_tables(model.path), token_table_ids(warehouse)
     trained_on = tables.get("data_versions", tables["table_versions"])[VOCABULARY.name]
-    id_then, id_now = tables.get("vocabulary_id"), warehouse.log(VOCABULARY).table_id
+    id_then, id_now = tables.get("vocabulary_id"), ids["vocabulary_id"]
     now = warehouse.data_version(VOCABULARY)
     largest = warehouse.read(VOCABULARY).agg(F.max("token")).first()
     num_tokens = int(largest[0]) + 1 if largest is not None and largest[0] is not None else 0
-    if id_then in (None, id_now) and trained_on <= now and model.num_tokens <= num_tokens:
-        return
 
     def named(table_id: str | None, version: int, size: int) -> str:
         return (
             f"v{version}{f' of table {table_id[:8]}' if table_id else ''} ({max(0, size - FIRST_ITEM_TOKEN):,} items)"
         )
 
-    raise DataError(
-        f"model {model.model_id} was trained on another vocabulary, {named(id_then, trained_on, model.num_tokens)}, than the sequences "
-        f"are written in, {named(id_now, now, num_tokens)}: run `llm-spark train`"
-    )
+    if id_then not in (None, id_now) or trained_on > now or model.num_tokens > num_tokens:
+        return (
+            f"model {model.model_id} was trained on another vocabulary, {named(id_then, trained_on, model.num_tokens)}, than the "
+            f"sequences are written in, {named(id_now, now, num_tokens)}"
+        )
+    if table := made_anew(tables, ids):
+        return f"model {model.model_id} was trained on another table {table} than the one that the sequences are written in"
+    return ""

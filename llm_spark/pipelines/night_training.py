@@ -21,7 +21,8 @@ from llm_spark.pipelines.clock import begin_run
 from llm_spark.pipelines.drift import latest_advice
 from llm_spark.pipelines.night import Night
 from llm_spark.pipelines.registry.aliases import read_models
-from llm_spark.pipelines.registry.serving import champion, objection_to
+from llm_spark.pipelines.registry.fitness import why_it_cannot_score
+from llm_spark.pipelines.registry.serving import champion
 from llm_spark.schemas import DATA_QUALITY, SESSIONS
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.transforms.drift_rules import NONE, NOTHING_JUDGED, WARM_START
@@ -56,7 +57,7 @@ def recorded_training(night: Night) -> Training | None:
     """What was decided for this day, these sessions and this rule; None where nothing was."""
     key = _key(night.warehouse, night.config.nightly.train)
     row = read_models(night.warehouse).champion
-    can_score = row is not None and not objection_to(night.warehouse, row)
+    can_score = row is not None and not why_it_cannot_score(night.warehouse, row)
     for made in reversed(_decisions(night.warehouse)):
         # Not to train was decided for the sake of a champion that could score.
         stands = made["action"] != NONE or can_score
@@ -90,7 +91,7 @@ def due_training(warehouse: Warehouse, config: Config, day: date, night: datetim
     rule, row = config.nightly.train, read_models(warehouse).champion
     if row is None:
         return Training(AS_CONFIGURED, "there is no champion yet")
-    if objection := objection_to(warehouse, row):
+    if objection := why_it_cannot_score(warehouse, row):
         return Training(AS_CONFIGURED, f"the champion cannot score: {objection}")
     known_until = champion(warehouse).validation_until
     if known_until is not None and datetime.fromisoformat(known_until) > night:

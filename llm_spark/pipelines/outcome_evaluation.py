@@ -11,7 +11,9 @@ from pyspark.sql import functions as F
 
 from llm_spark.evaluation.estimates import MODEL, Estimate
 from llm_spark.evaluation.outcomes import RFM, outcome_estimates, outcome_metrics, rfm_predictions
+from llm_spark.logs import log
 from llm_spark.pipelines.account import Account
+from llm_spark.pipelines.baselines import cause
 from llm_spark.pipelines.registry.serving import Champion
 from llm_spark.scoring import LABELLED_MOMENTS_DDL, labelled_moments
 
@@ -25,31 +27,40 @@ def outcome_figures(
     test: DataFrame,
     batch_rows: int,
     account: Account,
-) -> Figures:
+) -> tuple[Figures, list[str]]:
     """(recommender, against) -> figures of every outcome of this model, from all moments of the test rows whose outcome is known by now; beside
-    it a regression, and the `others`, by their names, which must foretell the same outcomes."""
+    it a regression, and the `others`, by their names, which must foretell the same outcomes. And the outcomes whose regression failed."""
     outcomes = model.config.outcomes
     asked = _moments(test, model, batch_rows, foretold=True).persist(StorageLevel.MEMORY_AND_DISK)
     taught = _moments(training, model, batch_rows, foretold=False).persist(StorageLevel.MEMORY_AND_DISK)
     told = [asked.withColumn("recommender", F.lit(MODEL))]
     for name, other in others.items():
         told.append(_moments(test, other, batch_rows, foretold=True).withColumn("recommender", F.lit(name)))
+    failed = []
     for outcome in outcomes:
         try:
-            told.append(rfm_predictions(taught, asked, outcome).withColumn("recommender", F.lit(RFM)))
+            by_regression = rfm_predictions(taught, asked, outcome)
+            # What fails of one row fails here, and not in the figures of all.
+            by_regression.agg(F.sum("prediction")).collect()
+            told.append(by_regression.withColumn("recommender", F.lit(RFM)))
         except ValueError as error:
             account.remarks.append(f"'{outcome.name}' is not held against a regression: {error}")
+        # Whatever it is: a model must not wait for what it is only compared with.
+        except Exception as error:
+            log.debug("regression of %s", outcome.name, exc_info=True)
+            failed.append(outcome.name)
+            account.remarks.append(f"'{outcome.name}' is not held against a regression, which failed: {cause(error)}")
     found = outcome_estimates(outcome_metrics(functools.reduce(DataFrame.unionByName, told), outcomes))
     asked.unpersist()
     taught.unpersist()
-    judged = {e.name.split(".")[0] for estimates in found.values() for e in estimates}
+    judged = {e.name.rpartition(".")[0] for estimates in found.values() for e in estimates}
     for outcome in outcomes:
         if outcome.name not in judged:
             account.remarks.append(
                 f"'{outcome.name}' is not judged: no window of {outcome.within_days:g} days after a test event is closed yet; "
                 "move sequences.validation_until back, or wait"
             )
-    return found
+    return found, failed
 
 
 def _moments(sequences: DataFrame, model: Champion, batch_rows: int, foretold: bool) -> DataFrame:
@@ -66,8 +77,11 @@ def outcome_lines(found: Mapping[tuple[str, str | None], Sequence[Estimate]]) ->
     by_name = {(key, e.name): e for key, estimates in found.items() for e in estimates if e.slice == "all"}
     lines = []
     for name in sorted({name for _, name in by_name if name.split(".")[-1] in shown}):
-        mine = by_name[(MODEL, None), name]
-        line = f"{name.replace('.', ': ').replace('_', ' ')} {_told(mine)} over {mine.num_examples:,} moments"
+        mine = by_name.get(((MODEL, None), name))
+        if mine is None:
+            continue
+        outcome, _, measure = name.rpartition(".")
+        line = f"{outcome}: {measure} {_told(mine)} over {mine.num_examples:,} moments".replace("_", " ")
         if ((RFM, None), name) in by_name:
             line += f"; a regression on recency, frequency and monetary value {_told(by_name[(RFM, None), name])}"
             line += f"; difference {_told(by_name[(MODEL, RFM), name], '+')}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from llm_spark.config import ModelConfig
 from llm_spark.errors import UserError
 from llm_spark.model.artifact import LoadedModel, load_artifact
+from llm_spark.pipelines.registry.token_tables import made_anew
 from llm_spark.schemas import VOCABULARY
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.training.warm_start import differing_setting
@@ -31,8 +33,10 @@ def choose_parent(
     sizes: dict[str, int],
     data_versions: dict[str, int],
     splits: dict[str, str | None],
+    table_ids: Mapping[str, str],
 ) -> Parent:
-    """The champion, if its weights mean the same here and it has seen nothing that is to validate or test the new model."""
+    """The champion, if its weights mean the same here and it has seen nothing that is to validate or test the new model. `table_ids` are those
+    of the tables that hold tokens, as artifacts note them."""
     if champion_id is None:
         return Parent(objection="there is no champion yet")
     path = warehouse.model_path(champion_id)
@@ -42,19 +46,23 @@ def choose_parent(
         return Parent(objection=str(error))
     objection = (
         differing_setting(champion.config["model"], model_config)
-        or _shrunk(champion, sizes, data_versions)
+        or _other_tokens(champion, sizes, data_versions, table_ids)
         or _has_seen_later_events(champion.tables["splits"], splits)
     )
     return Parent(objection=f"champion {champion_id}: {objection}") if objection else Parent(champion_id, path)
 
 
-def _shrunk(champion: LoadedModel, sizes: dict[str, int], data_versions: dict[str, int]) -> str:
+def _other_tokens(
+    champion: LoadedModel, sizes: dict[str, int], data_versions: dict[str, int], table_ids: Mapping[str, str]
+) -> str:
     for name, size in sizes.items():
         if champion.config[name] > size:
             return f"{name} is {size} and was {champion.config[name]}"
     earlier: dict[str, Any] = champion.tables.get("data_versions", {})
     if earlier.get(VOCABULARY.name, 0) > data_versions[VOCABULARY.name]:
         return "the vocabulary has been made anew since, so its tokens mean other items"
+    if table := made_anew(champion.tables, table_ids):
+        return f"the table {table} has been made anew since, so its tokens mean something else"
     return ""
 
 

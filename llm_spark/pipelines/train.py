@@ -15,7 +15,7 @@ import llm_spark
 from llm_spark.config import Config
 from llm_spark.errors import DataError, UserError
 from llm_spark.logs import log, progress
-from llm_spark.model.artifact import discard_artifact, read_tables
+from llm_spark.model.artifact import discard_artifact
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.certificate import require_certificate
 from llm_spark.pipelines.code_version import code_version
@@ -36,6 +36,7 @@ from llm_spark.pipelines.registry.aliases import (
     read_models,
 )
 from llm_spark.pipelines.registry.serving import is_whole
+from llm_spark.pipelines.registry.token_tables import outlived_by_a_model, token_table_ids
 from llm_spark.pipelines.training_folder import TrainingFolder, is_readable
 from llm_spark.reader import ReaderError, Snapshot
 from llm_spark.schemas import EVENT_TYPES, MODELS, SEQUENCES, TRAINING_METRICS, VOCABULARY, Table
@@ -62,10 +63,10 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
     settings: dict[str, Any] = {"model": asdict(config.model), "train": asdict(config.train)}
     identity: list[dict[str, Any]] = [data_versions, {"model": settings["model"], "train": config.train.identity()}]
     models = read_models(warehouse)
-    vocabulary_id = warehouse.log(VOCABULARY).table_id
-    if _has_other_vocabulary(warehouse, models, vocabulary_id):
-        # Tables that were removed and made anew reach the same versions, and their tokens mean other items.
-        identity.append({"vocabulary": vocabulary_id})
+    table_ids = token_table_ids(warehouse)
+    if outlived_by_a_model(warehouse, models):
+        # Tables that were removed and made anew reach the same versions, and their tokens mean something else.
+        identity.append(table_ids)
     current, waiting = models.champion, models.challenger if config.gate.enabled else None
     for model, state in ((current, ""), (waiting, ", and waits for `llm-spark evaluate`")):
         if model is not None and _is_same_model(warehouse, model, identity):
@@ -81,7 +82,7 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
     parent = Parent()
     if config.train.warm_start:
         champion_id = current.model_id if current is not None else None
-        parent = choose_parent(warehouse, champion_id, config.model, sizes, data_versions, splits)
+        parent = choose_parent(warehouse, champion_id, config.model, sizes, data_versions, splits, table_ids)
         begins = f"from scratch: {parent.objection}" if parent.objection else f"with the weights of {parent.model_id}"
         account.remarks.append(f"begins {begins}")
     settings["parent"] = parent.model_id
@@ -131,7 +132,7 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
                 "parent": parent.model_id,
                 "table_versions": versions,
                 "data_versions": data_versions,
-                "vocabulary_id": vocabulary_id,
+                **table_ids,
                 "code_version": code_version(),
                 "splits": splits,
                 "values": (warehouse.origin(SEQUENCES) or {}).get("values"),
@@ -173,16 +174,6 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
     account.remarks.append(
         f"it is {alias}{'' if alias == CHAMPION else ': `llm-spark evaluate` decides whether it scores'}"
     )
-
-
-def _has_other_vocabulary(warehouse: Warehouse, models: Models, vocabulary_id: str) -> bool:
-    """Whether one of the registry's models was trained on a vocabulary table that is no more."""
-    for model in models.rows:
-        # Of an artifact that is gone or damaged nothing is known.
-        with contextlib.suppress(UserError):
-            if read_tables(warehouse.model_path(model.model_id)).get("vocabulary_id") not in (None, vocabulary_id):
-                return True
-    return False
 
 
 def _model_id(identity: list[dict[str, Any]], parent_id: str | None) -> str:

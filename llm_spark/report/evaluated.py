@@ -181,11 +181,11 @@ class Evaluated:
     def outcomes(self) -> list[tuple[str, Grid, list[Figure]]]:
         """For each outcome that the model foretells: its measures beside the regression's and the champion's, and lift and gain by tenth."""
         found = []
-        for outcome in dict.fromkeys(e.name.partition(".")[0] for e in self.report.estimates if "." in e.name):
+        for outcome in dict.fromkeys(_outcome_of(e) for e in self.report.estimates if "." in e.name):
             who = [
                 r
                 for r in (EVALUATED, REGRESSION, CHAMPION)
-                if any(e.recommender == r and e.name.startswith(f"{outcome}.") for e in self.report.estimates)
+                if any(e.recommender == r and _outcome_of(e) == outcome for e in self.report.estimates)
             ]
             measures = [m for m in _OUTCOME_MEASURES if any(self.get(f"{outcome}.{m}", recommender=r) for r in who)]
             rows = [
@@ -284,6 +284,11 @@ class Evaluated:
     def _dots(self, found: Iterable[tuple[str, Estimate | None]]) -> list[Dot]:
         looks = {EVALUATED: MODEL, CHAMPION: OTHER}
         return [_dot(self.label(name), e, looks.get(name, BASELINE)) for name, e in found if e is not None]
+
+
+def _outcome_of(estimate: Estimate) -> str:
+    """Names of outcomes may hold dots themselves."""
+    return estimate.name.rpartition(".")[0]
 
 
 def _difference(heading: str, dots: Sequence[Dot]) -> Figure:

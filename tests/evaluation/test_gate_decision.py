@@ -19,6 +19,7 @@ def lead(value: float, low: float | None, high: float | None) -> Measured:
 
 BETTER, TIED, WORSE = lead(0.05, 0.03, 0.07), lead(0.0, 0.0, 0.0), lead(-0.05, -0.07, -0.03)
 UNSURE = lead(0.02, -0.01, 0.05)
+OF_ONE_USER = lead(0.05, None, None)
 
 GOOD = Evidence(
     metric="recall@20",
@@ -117,9 +118,9 @@ def test_a_missing_baseline_that_is_only_warned_of_is_still_told() -> None:
 
 
 def outcome(
-    over_champion: Measured | None, over_regression: Measured | None = BETTER, champion_foretells_it: bool = True
+    over_champion: Measured | None, over_regression: Measured | None = BETTER, regression_failed: bool = False
 ) -> MeasuredOutcome:
-    return MeasuredOutcome("AUC of 'returns'", over_champion, over_regression, champion_foretells_it)
+    return MeasuredOutcome("AUC of 'returns'", over_champion, over_regression, regression_failed)
 
 
 ALONE = replace(GOOD, foretells_items=False, champion_foretells_items=False, over_champion=None, over_baselines={})
@@ -130,7 +131,10 @@ ALONE = replace(GOOD, foretells_items=False, champion_foretells_items=False, ove
     [
         ("no worse than the champion", replace(GOOD, outcomes=(outcome(TIED),))),
         ("a regression need not be beaten by what else it foretells", replace(GOOD, outcomes=(outcome(TIED, WORSE),))),
-        ("the champion does not foretell it", replace(GOOD, outcomes=(outcome(None, None, False),))),
+        ("the champion foretells others", replace(GOOD, outcomes=(outcome(None, None),), same_outcomes=False)),
+        ("others are not held against it", replace(GOOD, outcomes=(outcome(WORSE),), same_outcomes=False)),
+        ("others, of outcomes alone", replace(ALONE, outcomes=(outcome(None),), same_outcomes=False)),
+        ("its moments are of one user", replace(GOOD, outcomes=(outcome(OF_ONE_USER, OF_ONE_USER),))),
         ("its window is open still", replace(GOOD, outcomes=(outcome(None, None),))),
         ("outcomes alone", replace(ALONE, outcomes=(outcome(TIED, UNSURE),))),
         ("outcomes alone, the first model", replace(ALONE, champion_id=None, outcomes=(outcome(None),))),
@@ -149,6 +153,13 @@ def test_outcomes_do_not_stand_in_the_way_of(why: str, evidence: Evidence) -> No
         (replace(ALONE, outcomes=(outcome(TIED, WORSE),)), "less a regression's is -0.0500", True),
         (replace(ALONE, outcomes=(outcome(None),)), "could not be compared with that of champion m1", False),
         (replace(ALONE, outcomes=(outcome(TIED, None),)), "could not be compared with a regression's", False),
+        (replace(ALONE, outcomes=(outcome(OF_ONE_USER),)), "m1, for all its moments are of one user", False),
+        (
+            replace(ALONE, outcomes=(outcome(TIED, OF_ONE_USER),)),
+            "a regression's, for all its moments are of one",
+            False,
+        ),
+        (replace(ALONE, outcomes=(outcome(None, WORSE),), same_outcomes=False), "less a regression's is -0.0500", True),
         (
             replace(ALONE, outcomes=(outcome(TIED),), champion_foretells_items=True),
             "it foretells outcomes alone, and champion m1 next items too",
@@ -173,3 +184,52 @@ def test_a_smaller_error_is_a_gain_in_shares_of_the_others() -> None:
     gain = Measured(-0.5, -0.8, 0.2, 10).as_gain(2.0)
     assert gain == Measured(0.25, -0.1, 0.4, 10)
     assert Measured(-0.5, None, None, 10).as_gain(2.0) == Measured(0.25, None, None, 10)
+
+
+@pytest.mark.parametrize("evidence", [GOOD, replace(ALONE, outcomes=(outcome(TIED),))])
+def test_a_champion_that_cannot_score_any_more_protects_nobody_and_the_rest_still_counts(evidence: Evidence) -> None:
+    why = "the model at 'x' is damaged"
+    alone = replace(evidence, over_champion=None, champion_cannot_score=why, champion_foretells_items=True)
+    decision = decide(alone, RULES)
+    assert decision.promoted
+    assert f"champion m1 cannot score any more: {why}" in decision.sentences
+    assert not decide(replace(alone, finished_ranks=(0,)), RULES).promoted
+    if evidence.foretells_items:
+        assert not decide(replace(alone, **leads(popularity=WORSE)), RULES).promoted
+    else:
+        assert not decide(replace(alone, outcomes=(outcome(None, WORSE),)), RULES).promoted
+
+
+@pytest.mark.parametrize("evidence", [GOOD, replace(ALONE, outcomes=(outcome(None),))])
+def test_a_champion_that_can_score_and_was_not_compared_with_stays_and_the_sentence_says_why(
+    evidence: Evidence,
+) -> None:
+    why = "the test sequences are others; give sequences.split=time, so that later models can be compared"
+    decision = decide(replace(evidence, over_champion=None, champion_not_compared=why), RULES)
+    assert decision.sentences == [
+        f"it could not be compared with champion m1: {why}; promote it by hand if it is the better one"
+    ]
+    assert decision.is_final
+
+
+def test_outcomes_that_the_champion_alone_foretells_are_named() -> None:
+    evidence = replace(GOOD, same_outcomes=False, outcomes_of_champion_alone=("'spend' within 10 days",))
+    assert (
+        "champion m1 foretells another list of outcomes, so that they are not compared; it alone foretells 'spend' within 10 days (warning)"
+        in decide(evidence, RULES).sentences
+    )
+
+
+def test_a_model_that_waits_is_told_what_may_change_that() -> None:
+    (baseline,) = decide(replace(GOOD, **without("vsknn")), RULES).waits_for
+    assert "`llm-spark evaluate` tries a missing baseline again, and gate.missing_baseline=warn" in baseline
+    (newer,) = decide(replace(ALONE, outcomes=(outcome(None, None), outcome(OF_ONE_USER))), RULES).waits_for
+    assert "needs newer sequences" in newer
+    assert "evaluate" not in newer
+    failed = decide(replace(ALONE, outcomes=(outcome(TIED, None, regression_failed=True),)), RULES)
+    assert failed.waits_for == ("`llm-spark evaluate` tries a regression that failed again",)
+
+
+def test_a_model_of_outcomes_alone_is_not_promoted_on_no_evidence() -> None:
+    evidence = replace(ALONE, champion_id=None, outcomes=(outcome(None, None),))
+    assert not decide(evidence, replace(RULES, missing_baseline="warn")).promoted

@@ -13,7 +13,7 @@ from llm_spark.errors import DataError, UsageError
 from llm_spark.pipelines.evaluation_window import EvaluationWindow, open_window, require_testable
 from llm_spark.pipelines.registry.serving import champion
 from llm_spark.pipelines.stages import run_stage
-from llm_spark.schemas import EVALUATION, SEQUENCES, VOCABULARY
+from llm_spark.schemas import EVALUATION, EVENT_TYPES, SEQUENCES, VOCABULARY, Table
 from llm_spark.tables.warehouse import Warehouse
 from tests.integration.conftest import Chain
 
@@ -88,22 +88,28 @@ def test_a_model_of_another_vocabulary_is_refused_naming_both(
         require_testable(Warehouse(spark, str(copy)), champion(chain.warehouse))
 
 
-def test_after_the_vocabulary_was_removed_and_made_anew_another_model_is_trained(
-    chain: Chain, spark: SparkSession, tmp_path: Path
+@pytest.mark.parametrize(
+    ("table", "other"), [(VOCABULARY, "another vocabulary"), (EVENT_TYPES, "another table event_types")]
+)
+def test_after_tokens_were_removed_and_made_anew_another_model_is_trained(
+    chain: Chain, spark: SparkSession, tmp_path: Path, table: Table, other: str
 ) -> None:
     anew = Warehouse(spark, str(tmp_path / "copy"))
     shutil.copytree(chain.warehouse.root, anew.root)
-    for table in (VOCABULARY, SEQUENCES):
-        shutil.rmtree(anew.path(table))
+    for removed in (table, SEQUENCES):
+        shutil.rmtree(anew.path(removed))
     run_stage("sequences", anew, chain.config)
     # Their versions are what they were, and so are the settings.
-    assert anew.version(VOCABULARY) == chain.warehouse.version(VOCABULARY)
+    assert anew.version(table) == chain.warehouse.version(table)
     former = champion(anew)
-    with pytest.raises(DataError, match="another vocabulary"):
+    with pytest.raises(DataError, match=other):
         require_testable(anew, former)
     assert not run_stage("train", anew, chain.config).nothing_to_do
     assert champion(anew).model_id != former.model_id
     require_testable(anew, champion(anew))
+    assert run_stage("train", anew, chain.config).nothing_to_do
+    # As maintain leaves it: nothing tells any more which tables the former one was trained on.
+    shutil.rmtree(former.path)
     assert run_stage("train", anew, chain.config).nothing_to_do
 
 

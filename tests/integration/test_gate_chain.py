@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -152,3 +153,21 @@ def test_where_the_only_model_was_refused_score_says_how_to_promote_it(
     change(copied, none_left)
     with pytest.raises(DataError, match=rf"no model has passed the gate: {only} was refused: .* models promote {only}"):
         run_stage("score", copied, gated(chain, "score.k=4"))
+
+
+def test_where_the_champion_is_damaged_evaluate_goes_on_without_it_and_the_next_model_scores(
+    chain: Chain, chain_until: Callable[[str], Warehouse]
+) -> None:
+    warehouse = chain_until("evaluate")
+    former = champion(warehouse)
+    config = gated(
+        chain, "gate.beats_popularity=none", "gate.beats_best_baseline=none", "evaluate.baselines=[popularity]"
+    )
+    run_stage("train", warehouse, config)
+    Path(former.path, "weights.safetensors").write_bytes(b"")
+    account = run_stage("evaluate", warehouse, config)
+    assert any(remark.startswith("the champion cannot be compared with: the model at") for remark in account.remarks)
+    assert warehouse.origin(EVALUATION)["models"]["champion"] == former.model_id
+    reason = read_models(warehouse).find(champion(warehouse).model_id).reason
+    assert f"champion {former.model_id} cannot score any more: the model at" in reason
+    assert run_stage("evaluate", warehouse, config).nothing_to_do

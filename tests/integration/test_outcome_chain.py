@@ -279,6 +279,26 @@ def test_the_gate_looks_at_what_the_champion_foretells_too(
     assert ("it foretells outcomes alone" in judged.reason) == (weight == 0)
 
 
+def test_a_regression_that_fails_is_left_out_and_tried_again(
+    foretold: Run, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(foretold.warehouse.root, tmp_path / "copy")
+    copy = Warehouse(spark, str(tmp_path / "copy"))
+    config = foretold.config("evaluate.baselines=[popularity]")
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("the fit has no end")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("llm_spark.pipelines.outcome_evaluation.rfm_predictions", fails)
+        account = run_stage("evaluate", copy, config)
+    for name in ("returns", "spend"):
+        assert f"'{name}' is not held against a regression, which failed: the fit has no end" in account.remarks
+    assert not run_stage("evaluate", copy, config).nothing_to_do
+    assert not copy.read(EVALUATION).where("against = 'rfm_regression'").isEmpty()
+    assert run_stage("evaluate", copy, config).nothing_to_do
+
+
 def test_the_readmes_query_of_outcomes_gives_users(foretold: Run) -> None:
     (query,) = re.findall(
         r"`(SELECT [^`]* FROM outcomes [^`]*)`", (Path(__file__).parents[2] / "README.md").read_text()

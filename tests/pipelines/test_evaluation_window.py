@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from pyspark.sql import SparkSession
 
-from llm_spark.errors import DataError
+from llm_spark.config import Config, GateConfig
 from llm_spark.evaluation.baselines import BASELINES
-from llm_spark.evaluation.estimates import MODEL
+from llm_spark.evaluation.estimates import MODEL, Estimate
 from llm_spark.evaluation.items import Items
+from llm_spark.evaluation.outcomes import RFM
 from llm_spark.evaluation.sums_kernel import MetricRules
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.evaluate import comparable_models, evaluation_lines, figures
+from llm_spark.pipelines.evaluate import comparable_models, evaluate, evaluation_lines, figures
 from llm_spark.pipelines.evaluation_window import EvaluationWindow
+from llm_spark.pipelines.outcome_evaluation import outcome_lines
 
 SEQUENCES_DDL = "sequence_id string, user_id string, tokens array<int>, session_starts array<int>, event_times array<bigint>, first_target int"
 
@@ -65,18 +68,36 @@ def test_of_a_single_user_there_are_figures_without_intervals_and_one_line_says_
     assert "[" not in "".join(lines)
 
 
-def test_a_champion_that_cannot_be_tested_here_is_not_compared_with_and_the_evaluated_model_must_be_testable(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def objects_to_the_old_one(_: object, model: str) -> None:
-        if model == "old":
-            raise DataError("the test sequences begin before what model old has seen")
-
-    monkeypatch.setattr("llm_spark.pipelines.evaluate.require_testable", objects_to_the_old_one)
+def test_a_champion_that_cannot_be_tested_here_is_not_compared_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    why = "the test sequences begin before what model old has seen"
+    monkeypatch.setattr(
+        "llm_spark.pipelines.evaluate.why_it_cannot_be_compared", lambda _, model: why if model == "old" else ""
+    )
+    monkeypatch.setattr("llm_spark.pipelines.evaluate.loaded", lambda _, model: f"loaded {model}")
     account = Account("evaluate")
-    assert comparable_models(None, {MODEL: "new", "champion": "old"}, account) == {MODEL: "new"}
-    assert account.remarks == [
-        "the champion cannot be compared with: the test sequences begin before what model old has seen"
+    assert comparable_models(None, {MODEL: "new", "champion": "old"}, account) == {}
+    assert account.remarks == [f"the champion cannot be compared with: {why}"]
+    assert comparable_models(None, {MODEL: "old", "champion": "new"}, account) == {"champion": "loaded new"}
+
+
+def test_lines_of_outcomes_name_those_with_dots_and_leave_out_what_the_model_has_no_figure_of() -> None:
+    mine, theirs, apart = (Estimate("all", "buys v1.5.auc", value, None, None, 9) for value in (0.75, 0.5, 0.25))
+    of_one_label = Estimate("all", "returns.auc", 0.5, None, None, 9)
+    found = {(MODEL, None): [mine], (RFM, None): [theirs, of_one_label], (MODEL, RFM): [apart]}
+    assert outcome_lines(found) == [
+        "buys v1.5: auc 0.750 over 9 moments; a regression on recency, frequency and monetary value 0.500; difference +0.250"
     ]
-    with pytest.raises(DataError, match="model old has seen"):
-        comparable_models(None, {MODEL: "old", "champion": "new"}, account)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_stage_that_measured_already_begins_only_where_there_is_a_gate_to_decide(
+    monkeypatch: pytest.MonkeyPatch, enabled: bool
+) -> None:
+    here = "llm_spark.pipelines.evaluate"
+    monkeypatch.setattr(f"{here}._measure", lambda _, __, account: setattr(account, "nothing_to_do", "it was measured"))
+    monkeypatch.setattr(f"{here}.read_models", lambda _: SimpleNamespace(challenger="m2"))
+    monkeypatch.setattr(f"{here}.decide_promotion", lambda *_: None)
+    begun = []
+    monkeypatch.setattr(Account, "begin", lambda _, what: begun.append(what))
+    evaluate(None, Config(gate=GateConfig(enabled=enabled)), Account("evaluate"))
+    assert begun == (["let the gate decide on the challenger that was measured"] if enabled else [])

@@ -28,7 +28,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         advice=None,
     )
     monkeypatch.setattr(night_training, "read_models", lambda _: SimpleNamespace(champion=found.champion))
-    monkeypatch.setattr(night_training, "objection_to", lambda *_: found.objection)
+    monkeypatch.setattr(night_training, "why_it_cannot_score", lambda *_: found.objection)
     monkeypatch.setattr(night_training, "champion", lambda _: SimpleNamespace(validation_until=found.validation_until))
     monkeypatch.setattr(night_training, "_trained_days", lambda _: found.trained)
     monkeypatch.setattr(night_training, "latest_advice", lambda _: found.advice)

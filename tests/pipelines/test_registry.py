@@ -19,11 +19,11 @@ from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.registry import commands
 from llm_spark.pipelines.registry.aliases import as_challenger, as_refused, change, read_models
 from llm_spark.pipelines.registry.commands import run_action
-from llm_spark.pipelines.registry.promotion import decide_promotion
+from llm_spark.pipelines.registry.promotion import decide_promotion, was_evaluated
 from llm_spark.pipelines.registry.serving import champion, evaluated_models
 from llm_spark.schemas import EVALUATION, MODELS, SEQUENCES
 from llm_spark.tables.warehouse import Warehouse
-from tests.pipelines.models import START, model, promote_in_turn, save_artifact
+from tests.pipelines.models import START, model, promote_in_turn, save_artifact, save_sequences, save_token_tables
 
 
 def aliases(warehouse: Warehouse) -> dict[str, str]:
@@ -34,6 +34,7 @@ def aliases(warehouse: Warehouse) -> dict[str, str]:
 def three(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
     """Models a, b and c, each promoted after the one before; only read by the tests that share it, or put back."""
     made = Warehouse(spark, str(tmp_path_factory.mktemp("registry") / "warehouse"))
+    save_token_tables(made)
     for model_id in "abc":
         save_artifact(made, model_id)
     promote_in_turn(made, model("a"), model("b", 1), model("c", 2))
@@ -184,3 +185,104 @@ def test_a_challenger_that_foretells_outcomes_alone_does_not_follow_one_that_rec
     assert champion(three).model_id == former
     (kept,) = read_models(three).find("outcomes").json("metrics")["gate"]["outcomes"]
     assert kept["over_regression"] == {"value": 0.2, "low": 0.1, "high": 0.3, "num_positions": 500}
+
+
+RETURNS = {"name": "returns", "within_days": 5.0, "event_types": [], "kind": "probability", "weight": 1.0}
+SPEND = RETURNS | {"name": "spend", "kind": "amount"}
+
+
+def challenged(
+    spark: SparkSession, folder: Path, outcomes: list[dict[str, object]], origin: dict[str, object], alone: bool = False
+) -> Warehouse:
+    """Champion old, who foretells `returns`, and challenger new, who beats popularity and was not measured beside it."""
+    warehouse = Warehouse(spark, str(folder / "warehouse"))
+    save_token_tables(warehouse)
+    save_sequences(warehouse)
+    for name, foretold in (("old", [RETURNS]), ("new", outcomes)):
+        settings = {"outcomes": foretold, "next_item_weight": 0.0 if alone else 1.0}
+        save_artifact(warehouse, name)
+        row = replace(model(name), config=json.dumps({"model": settings}))
+        if name == "old":
+            promote_in_turn(warehouse, row)
+        else:
+            change(warehouse, lambda models, row=row: as_challenger(models, row, START, "trained"))
+    figures = {"model_id": "new", "recommender": "model", "against": "popularity", "slice": "all", "name": "recall@20"}
+    figures |= {"value": 0.2, "ci_low": 0.1, "ci_high": 0.3, "num_examples": 500}
+    rows = [tuple(figures.get(name) for name in EVALUATION.schema.names)]
+    measured = {"models": {"model": "new", "champion": "old"}, **origin}
+    warehouse.replace_where(EVALUATION, spark.createDataFrame(rows, EVALUATION.schema), "true", measured)
+    return warehouse
+
+
+def decided(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> Account:
+    """The gate as it is of certified sequences and a challenger whose ranks all finished."""
+    monkeypatch.setattr("llm_spark.pipelines.registry.promotion.require_certificate", lambda _: None)
+    finished = {"ranks": [{"rank": 0, "status": "finished"}]}, ""
+    monkeypatch.setattr("llm_spark.pipelines.registry.promotion.read_manifest", lambda _: finished)
+    account = Account("evaluate", nothing_to_do="it was measured before")
+    decide_promotion(warehouse, load(None, ["evaluate.baselines=[popularity]"]), account)
+    return account
+
+
+def test_where_the_champion_is_damaged_the_challenger_is_judged_by_all_else(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warehouse = challenged(spark, tmp_path, [RETURNS], {"left_out": ["champion"]})
+    assert {name: each.model_id for name, each in evaluated_models(warehouse).items()} == {
+        "model": "new",
+        "champion": "old",
+    }
+    Path(warehouse.model_path("old"), "weights.safetensors").write_bytes(b"")
+    account = decided(warehouse, monkeypatch)
+    assert account.refusal == ""
+    assert champion(warehouse).model_id == "new"
+    reason = read_models(warehouse).find("new").reason
+    assert "champion old cannot score any more: the model at" in reason
+    assert "is damaged: weights.safetensors" in reason
+
+
+def test_a_champion_that_can_score_and_cannot_be_compared_stays_and_the_refusal_says_why_and_what_to_do(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warehouse = challenged(spark, tmp_path, [RETURNS], {})
+    save_sequences(warehouse, split="leave_last_session_out", validation_until=None)
+    account = decided(warehouse, monkeypatch)
+    assert (
+        "model new is refused: it could not be compared with champion old: the test sequences are v2" in account.refusal
+    )
+    assert "give sequences.split=time" in account.refusal
+    assert "`llm-spark models promote new`" in account.refusal
+    assert champion(warehouse).model_id == "old"
+
+
+def test_where_the_lists_of_outcomes_differ_they_are_not_held_against_a_model_of_outcomes_alone_either(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warehouse = challenged(spark, tmp_path, [SPEND], {"failed_regressions": ["spend"]}, alone=True)
+    account = decided(warehouse, monkeypatch)
+    assert account.refusal == (
+        "model new waits: its accuracy (less squared error) of 'spend' could not be compared with a regression's; "
+        "`llm-spark evaluate` tries a regression that failed again"
+    )
+    rows = [{"against": None, "recommender": "rfm_regression", "value": 2.0}]
+    rows += [{"against": "rfm_regression", "recommender": "model", "value": -1.0, "ci_low": -1.5, "ci_high": -0.5}]
+    told = [
+        row | {"model_id": "new", "slice": "all", "name": "spend.squared_error_log", "num_examples": 9} for row in rows
+    ]
+    frame = spark.createDataFrame(
+        [tuple(row.get(name) for name in EVALUATION.schema.names) for row in told], EVALUATION.schema
+    )
+    warehouse.replace_where(EVALUATION, frame, "true", {"models": {"model": "new", "champion": "old"}})
+    assert decided(warehouse, monkeypatch).refusal == ""
+    assert (
+        "champion old foretells another list of outcomes, so that they are not compared; it alone foretells 'returns' within 5 days (warning)"
+        in read_models(warehouse).find("new").reason
+    )
+
+
+def test_an_evaluation_that_left_the_champion_out_is_not_one_beside_it(spark: SparkSession, tmp_path: Path) -> None:
+    warehouse = challenged(spark, tmp_path, [RETURNS], {"left_out": ["champion"]})
+    both = {"models": {"model": "new", "champion": "old"}}
+    assert was_evaluated(warehouse, both | {"left_out": ["champion"]})
+    assert not was_evaluated(warehouse, both | {"left_out": []})
+    assert was_evaluated(warehouse, {"models": {"model": "new"}, "left_out": []}), "promoted since"

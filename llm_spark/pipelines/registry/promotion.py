@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -30,24 +30,32 @@ from llm_spark.pipelines.registry.aliases import (
     read_models,
     require_unchanged,
 )
+from llm_spark.pipelines.registry.fitness import why_it_cannot_be_compared, why_it_cannot_score
 from llm_spark.schemas import EVALUATION, MODELS
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.training.records import FINISHED
 
+FAILED_REGRESSIONS = "failed_regressions"
+"""Under this name the evaluation's origin notes outcomes whose regression is to be tried again; where none failed, nothing."""
+
 
 def was_evaluated(warehouse: Warehouse, origin: Mapping[str, Any]) -> bool:
     """Whether the evaluation that is there is of these models under this `origin`; it may have measured others beside them, as a model that
-    was promoted since was measured beside the former champion."""
+    was promoted since was measured beside the former champion, or have left these out."""
     note = warehouse.origin(EVALUATION) or {}
-    measured = note.get("models", {})
-    return note | {"models": {name: measured.get(name) for name in origin["models"]}} == origin
+    measured, left_out = note.get("models", {}), note.get("left_out", [])
+    of_these = {
+        "models": {name: measured.get(name) for name in origin["models"]},
+        "left_out": [name for name in left_out if name in origin["models"]],
+    }
+    return note | of_these == origin
 
 
 def decide_promotion(warehouse: Warehouse, config: Config, account: Account) -> None:
     """Promote or archive the challenger by what evaluate has measured of it; nothing where no model waits.
 
     A refusal is written into the model's row and makes the stage end with exit code 3; the champion goes on scoring. So it does where a
-    baseline could not be measured, and the model waits.
+    baseline or an outcome could not be measured, and the model waits.
     """
     models = read_models(warehouse)
     challenger = models.challenger
@@ -61,10 +69,7 @@ def decide_promotion(warehouse: Warehouse, config: Config, account: Account) -> 
     decision = decide(evidence, config.gate)
     if not decision.is_final:
         account.nothing_to_do = ""
-        account.refusal = (
-            f"model {challenger.model_id} waits: {'; '.join(decision.sentences)}; `llm-spark evaluate` tries again, "
-            "gate.missing_baseline=warn lets it pass without"
-        )
+        account.refusal = f"model {challenger.model_id} waits: {'; '.join([*decision.sentences, *decision.waits_for])}"
         return
     judged = replace(challenger, metrics=json.dumps(challenger.json("metrics") | {"gate": _kept(evidence)}))
     reason = f"{'promoted' if decision.promoted else 'refused'}: {'; '.join(decision.sentences)}"
@@ -74,7 +79,9 @@ def decide_promotion(warehouse: Warehouse, config: Config, account: Account) -> 
     if decision.promoted:
         account.remarks.append(f"model {challenger.model_id} is champion: {'; '.join(decision.sentences)}")
         return
-    goes_on = f"champion {models.champion.model_id} goes on scoring" if models.champion else "no model is champion"
+    goes_on = f"champion {evidence.champion_id} goes on scoring" if models.champion else "no model is champion"
+    if evidence.champion_cannot_score:
+        goes_on = f"champion {evidence.champion_id} cannot score any more: {evidence.champion_cannot_score}"
     by_hand = f"`llm-spark models promote {challenger.model_id}` overrules the gate"
     account.refusal = f"model {challenger.model_id} is {reason}; {goes_on}; {by_hand}"
 
@@ -98,6 +105,14 @@ def _evidence(warehouse: Warehouse, config: Config, models: Models, challenger: 
         (F.col("model_id") == challenger.model_id) & (F.col("slice") == "all")
     )
     over = _differences(evaluation, metric)
+    over_champion = over.pop(CHAMPION, None)
+    cannot_score, not_compared, theirs = "", "", []
+    if champion is not None:
+        cannot_score = why_it_cannot_score(warehouse, champion)
+        if over_champion is None and not cannot_score:
+            not_compared = why_it_cannot_be_compared(warehouse, champion)
+        theirs = _outcomes_of(champion)
+    ours = _outcomes_of(challenger)
     manifest, _ = read_manifest(warehouse.model_path(challenger.model_id))
     return Evidence(
         metric=metric,
@@ -105,12 +120,16 @@ def _evidence(warehouse: Warehouse, config: Config, models: Models, challenger: 
         certificate_objection=_certificate_objection(warehouse),
         num_ranks=int(challenger.json("config").get("train", {}).get("num_ranks", 1)),
         finished_ranks=tuple(record["rank"] for record in manifest.get("ranks", ()) if record["status"] == FINISHED),
-        over_champion=over.pop(CHAMPION, None),
+        over_champion=over_champion,
         over_baselines=over,
         expected_baselines=tuple(config.evaluate.baselines),
         foretells_items=_foretells_items(challenger),
+        champion_cannot_score=cannot_score,
+        champion_not_compared=not_compared,
         champion_foretells_items=champion is None or _foretells_items(champion),
-        outcomes=_outcomes(evaluation, challenger, champion),
+        outcomes=_outcomes(warehouse, evaluation, ours),
+        same_outcomes=ours == theirs,
+        outcomes_of_champion_alone=tuple(_named(outcome) for outcome in theirs if outcome not in ours),
     )
 
 
@@ -148,18 +167,24 @@ def _foretells_items(model: Model) -> bool:
     return bool(model.json("config").get("model", {}).get("next_item_weight", 1.0))
 
 
-def _outcomes(evaluation: DataFrame, challenger: Model, champion: Model | None) -> tuple[MeasuredOutcome, ...]:
+def _outcomes(
+    warehouse: Warehouse, evaluation: DataFrame, outcomes: Sequence[Mapping[str, Any]]
+) -> tuple[MeasuredOutcome, ...]:
     """Of every outcome that the challenger foretells, how much better it does so than the champion and the regression."""
-    theirs = _outcomes_of(champion) if champion is not None else []
+    failed = (warehouse.origin(EVALUATION) or {}).get(FAILED_REGRESSIONS, [])
     return tuple(
         MeasuredOutcome(
             f"{'accuracy (less squared error)' if _is_amount(outcome) else 'AUC'} of '{outcome['name']}'",
             over_champion=(over := _outcome_gains(evaluation, outcome)).get(CHAMPION),
             over_regression=over.get(RFM),
-            champion_foretells_it=outcome in theirs,
+            regression_failed=outcome["name"] in failed,
         )
-        for outcome in _outcomes_of(challenger)
+        for outcome in outcomes
     )
+
+
+def _named(outcome: Mapping[str, Any]) -> str:
+    return f"'{outcome['name']}' within {outcome['within_days']:g} days"
 
 
 def _is_amount(outcome: Mapping[str, Any]) -> bool:

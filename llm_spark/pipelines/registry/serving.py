@@ -8,8 +8,8 @@ from llm_spark.config import ModelConfig
 from llm_spark.errors import DataError, UserError
 from llm_spark.evaluation.estimates import MODEL
 from llm_spark.logs import log
-from llm_spark.model.artifact import load_artifact
-from llm_spark.pipelines.registry.aliases import CHAMPION, GATE, Model, Models, read_models
+from llm_spark.model.artifact import LoadedModel, load_artifact
+from llm_spark.pipelines.registry.aliases import CHAMPION, GATE, Model, Models
 from llm_spark.pipelines.values import ValueTreatment
 from llm_spark.schemas import MODELS, SEQUENCES
 from llm_spark.tables.warehouse import Warehouse
@@ -37,41 +37,48 @@ class Champion:
 
 def champion(warehouse: Warehouse) -> Champion:
     """DataError where no model is champion, saying what to do; UserError where none was ever trained, or its artifact is damaged."""
-    models = Models.of_frame(warehouse.read(MODELS))
-    row = models.champion
-    if row is None:
-        raise DataError(_why_none(models))
-    return _loaded(warehouse, row.model_id)
+    return loaded(warehouse, _champion_of(Models.of_frame(warehouse.read(MODELS))))
 
 
-def evaluated_models(warehouse: Warehouse) -> dict[str, Champion]:
+def evaluated_models(warehouse: Warehouse) -> dict[str, Model]:
     """Whom to measure: as `model` the challenger, and the `champion` beside it where there is one; without a challenger the champion alone.
 
-    Raises as `champion` does.
+    DataError where there is neither, UserError where no model was ever trained.
     """
-    models = read_models(warehouse)
+    models = Models.of_frame(warehouse.read(MODELS))
     if (waiting := models.challenger) is None:
-        return {MODEL: champion(warehouse)}
-    rows = {MODEL: waiting, CHAMPION: models.champion}
-    return {name: _loaded(warehouse, row.model_id) for name, row in rows.items() if row is not None}
+        return {MODEL: _champion_of(models)}
+    return {MODEL: waiting} | ({CHAMPION: models.champion} if models.champion is not None else {})
 
 
-def _loaded(warehouse: Warehouse, model_id: str) -> Champion:
-    path = warehouse.model_path(model_id)
-    loaded = load_artifact(path)
-    splits = loaded.tables["splits"]
-    versions = loaded.tables.get("data_versions", loaded.tables["table_versions"])
+def loaded(warehouse: Warehouse, model: Model) -> Champion:
+    """UserError where its artifact is gone or damaged."""
+    found = _artifact_of(warehouse, model)
+    splits = found.tables["splits"]
+    versions = found.tables.get("data_versions", found.tables["table_versions"])
     return Champion(
-        model_id,
-        path,
-        loaded.model.num_tokens,
-        loaded.model.num_event_types,
+        model.model_id,
+        found.path,
+        found.model.num_tokens,
+        found.model.num_event_types,
         versions[SEQUENCES.name],
         splits.get("split", BY_TIME),
         splits["validation_until"],
-        ValueTreatment.of_json(loaded.tables.get("values")),
-        loaded.model.config,
+        ValueTreatment.of_json(found.tables.get("values")),
+        found.model.config,
     )
+
+
+def _artifact_of(warehouse: Warehouse, model: Model) -> LoadedModel:
+    if model.artifact is None:
+        raise UserError(f"the artifact of model {model.model_id} was removed ({model.reason})")
+    return load_artifact(warehouse.model_path(model.model_id))
+
+
+def _champion_of(models: Models) -> Model:
+    if models.champion is None:
+        raise DataError(_why_none(models))
+    return models.champion
 
 
 def _why_none(models: Models) -> str:
@@ -88,10 +95,8 @@ def _why_none(models: Models) -> str:
 
 def objection_to(warehouse: Warehouse, model: Model) -> str:
     """Why this model cannot score, its artifact being gone or damaged; empty where it can."""
-    if model.artifact is None:
-        return f"the artifact of model {model.model_id} was removed ({model.reason})"
     try:
-        load_artifact(warehouse.model_path(model.model_id))
+        _artifact_of(warehouse, model)
     except UserError as error:
         return str(error)
     return ""
