@@ -100,11 +100,12 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
         return
     discard_artifact(warehouse.model_path(model_id))
     folder = TrainingFolder(f"{warehouse.root}/staging", model_id)
-    versions |= _version_to_go_on_with(warehouse, folder, account)
+    all_ids = {**table_ids, "sequences_id": warehouse.log(SEQUENCES).table_id}
+    versions |= _version_to_go_on_with(warehouse, folder, all_ids, account)
     training = _snapshot(warehouse, versions, "train")
     if not training.files:
         raise DataError("the sequences table has no training rows: bring more events, or move sequences.train_until")
-    folder.note(versions, data_versions)
+    folder.note(versions, data_versions, all_ids)
     begin_at = (
         initial_embedding(warehouse, versions[SEQUENCES.name], config.model, config.train.seed, model_id)
         if parent.path is None
@@ -197,8 +198,13 @@ def _judgement(earlier: Model, config: Config) -> str:
     return f"was archived ({earlier.reason}): bring newer data or other settings, or promote it by {by_hand}"
 
 
-def _version_to_go_on_with(warehouse: Warehouse, folder: TrainingFolder, account: Account) -> dict[str, int]:
+def _version_to_go_on_with(
+    warehouse: Warehouse, folder: TrainingFolder, table_ids: dict[str, str], account: Account
+) -> dict[str, int]:
     """The version of the sequences that an interrupted run read, if its files are all there; else what it left is removed."""
+    if folder.is_of_other_tables(table_ids):
+        account.remarks.append("begins anew: the tables that an interrupted run read have been made anew since")
+        folder.remove()
     begun_with = folder.begun_with()
     if begun_with is None:
         return {}

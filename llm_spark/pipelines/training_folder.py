@@ -1,7 +1,7 @@
 """What an interrupted training run leaves under <warehouse>/staging, and what of it the next one can use.
 
     staging/train-<model_id>/
-        reads.json      the versions of the tables that the run reads, and those in which their rows came to be
+        reads.json      the versions of the tables that the run reads, those in which their rows came to be, and which tables these are
         checkpoints/    see training/checkpoint.py
         run-*/          records and log of a launch that failed
 
@@ -41,9 +41,14 @@ class TrainingFolder:
         """Whether the model is being trained, or a run that did so was interrupted."""
         return _reads(self.path) is not None
 
-    def note(self, versions: dict[str, int], data_versions: dict[str, int]) -> None:
+    def is_of_other_tables(self, table_ids: dict[str, str]) -> bool:
+        """Whether an interrupted run read tables that were removed since: those made anew may have reached the same versions."""
+        reads = _reads(self.path)
+        return reads is not None and reads.get("table_ids", table_ids) != table_ids
+
+    def note(self, versions: dict[str, int], data_versions: dict[str, int], table_ids: dict[str, str]) -> None:
         """Say what the run that begins now reads."""
-        content = {"table_versions": versions, "data_versions": data_versions}
+        content = {"table_versions": versions, "data_versions": data_versions, "table_ids": table_ids}
         write_file(f"{self.path}/{READS}", json.dumps(content).encode())
 
     def remove(self) -> None:

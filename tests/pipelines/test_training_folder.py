@@ -12,12 +12,13 @@ from llm_spark.reader import Snapshot
 from llm_spark.training.checkpoint import CheckpointFolder
 
 VERSIONS = {"sequences": 9, "vocabulary": 4}
+TABLE_IDS = {"sequences_id": "a", "vocabulary_id": "b"}
 DATA_VERSIONS = {"sequences": 7, "vocabulary": 3}
 
 
 def begun(staging: str, model_id: str, data_versions: dict[str, int] = DATA_VERSIONS) -> TrainingFolder:
     folder = TrainingFolder(staging, model_id)
-    folder.note(VERSIONS, data_versions)
+    folder.note(VERSIONS, data_versions, TABLE_IDS)
     return folder
 
 
@@ -38,6 +39,13 @@ def test_a_run_that_left_a_checkpoint_goes_on_with_the_version_that_it_read(stag
 def test_a_run_that_left_no_checkpoint_reads_the_newest_version(staging: str) -> None:
     assert TrainingFolder(staging, "m1").begun_with() is None
     assert begun(staging, "m1").begun_with() is None
+
+
+def test_a_run_on_tables_that_were_made_anew_since_is_known_by_their_ids(staging: str) -> None:
+    assert not TrainingFolder(staging, "m1").is_of_other_tables(TABLE_IDS)
+    folder = with_checkpoint(begun(staging, "m1"))
+    assert not folder.is_of_other_tables(TABLE_IDS)
+    assert folder.is_of_other_tables(TABLE_IDS | {"vocabulary_id": "c"})
 
 
 def test_only_folders_of_runs_on_older_data_are_removed(staging: str) -> None:
