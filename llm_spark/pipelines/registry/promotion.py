@@ -11,6 +11,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from llm_spark.config import Config
+from llm_spark.config.outcomes import AMOUNT
 from llm_spark.errors import DataError, UserError
 from llm_spark.evaluation.estimates import MODEL
 from llm_spark.evaluation.gate import Decision, Evidence, Measured, MeasuredOutcome, decide
@@ -188,7 +189,7 @@ def _named(outcome: Mapping[str, Any]) -> str:
 
 
 def _is_amount(outcome: Mapping[str, Any]) -> bool:
-    return bool(outcome.get("kind") == "amount")
+    return outcome.get("kind") == AMOUNT
 
 
 def _outcomes_of(model: Model) -> list[dict[str, Any]]:
