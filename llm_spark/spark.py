@@ -21,6 +21,7 @@ import pyspark
 from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
+from llm_spark.class_archive import ClassArchive
 from llm_spark.config import SparkConfig, flat
 from llm_spark.errors import UserError
 from llm_spark.logs import log
@@ -62,8 +63,8 @@ print("JARS=" + SparkConf().get("spark.jars"))
 """
 
 
-def check_java() -> None:
-    """Raise a one-line UserError unless a Java that Spark runs on is installed."""
+def check_java() -> str:
+    """What the installed Java says of its version. Raises a one-line UserError unless Spark runs on it."""
     versions = " or ".join(str(version) for version in JAVA_VERSIONS)
     remedy = f"install Java {JAVA_VERSIONS[0]} (for example `apt-get install openjdk-17-jre-headless`) or point JAVA_HOME at one"
     home = os.environ.get("JAVA_HOME")
@@ -77,6 +78,7 @@ def check_java() -> None:
     if found is None or int(found[1]) not in JAVA_VERSIONS:
         version = found[1] if found else "of an unknown version"
         raise UserError(f"Spark needs Java {versions} and '{java}' is Java {version}: {remedy}")
+    return f"{java} {printed}"
 
 
 def _cache_folder() -> Path:
@@ -136,7 +138,7 @@ def _keep_utc() -> None:
     time.tzset()
 
 
-def _own_settings(config: SparkConfig) -> dict[str, str]:
+def _own_settings(config: SparkConfig, archive: ClassArchive | None) -> dict[str, str]:
     settings = {"spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false"}
     settings["spark.master"] = config.master
     settings["spark.driver.memory"] = config.driver_memory
@@ -147,8 +149,8 @@ def _own_settings(config: SparkConfig) -> dict[str, str]:
     # it then spends its time throwing code out and compiling it again. And what Spark makes of a long projection, as ingest's, is a method
     # that the JVM would leave to its interpreter for its size.
     java = "-XX:+UseSerialGC -XX:-UsePerfData -XX:ReservedCodeCacheSize=240m -XX:-DontCompileHugeMethods"
-    options = f"-Dlog4j2.configurationFile={log_settings} {java} {config.java_options}"
-    settings["spark.driver.extraJavaOptions"] = options.strip()
+    options = [f"-Dlog4j2.configurationFile={log_settings}", java, *([archive.java_options()] if archive else [])]
+    settings["spark.driver.extraJavaOptions"] = " ".join([*options, config.java_options]).strip()
     if config.master.startswith("local"):
         settings |= _LOOPBACK
         settings["spark.sql.shuffle.partitions"] = str(2 * _local_cores(config.master))
@@ -167,9 +169,12 @@ def session(config: SparkConfig, app_name: str = "llm_spark") -> SparkSession:
     _keep_utc()
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ or SparkContext._gateway is not None
     settings = _NEEDED | _FIXED
+    archive = None
     if not submitted:
-        check_java()
-        settings |= _own_settings(config)
+        java_version = check_java()
+        if config.class_archive:
+            archive = ClassArchive(_cache_folder().parent, java_version, [pyspark.__file__, *delta_jars()])
+        settings |= _own_settings(config, archive)
     given = dict(SparkConf(loadDefaults=submitted).getAll())
     extensions = [name for name in given.pop("spark.sql.extensions", "").split(",") if name and name != _EXTENSION]
     settings["spark.sql.extensions"] = ",".join([_EXTENSION, *extensions])
@@ -185,6 +190,8 @@ def session(config: SparkConfig, app_name: str = "llm_spark") -> SparkSession:
     except Exception as error:
         line = " ".join(str(error).split())[:300]
         raise UserError(f"Spark did not start on {config.master}: {line}") from error
+    if archive is not None and SparkContext._gateway is not None:
+        archive.keep_at_exit(SparkContext._gateway.proc)
     spark.sparkContext.setLogLevel("ERROR")
     for key, value in _FIXED.items():
         spark.conf.set(key, value)

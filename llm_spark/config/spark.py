@@ -16,6 +16,8 @@ class SparkConfig:
     """Heap of the driver JVM when this process starts it."""
     java_options: str = ""
     """Further options of that JVM. `-XX:TieredStopAtLevel=1` starts faster and runs long work slower: for small data."""
+    class_archive: bool = True
+    """Keep what that JVM loads in an archive in the user's cache folder, for the next ones to start from."""
     shuffle_partitions: int = 0
     """Partitions after a shuffle; 0 takes twice the cores (local) or lets adaptive execution decide (cluster)."""
     conf: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Quality on simulated logs: python -m tests.benchmarks.quality.simulator [--quick] [--seed N] [key=value ...]
+"""Quality on simulated logs: python -m tests.benchmarks.quality.simulator [--users N] [--quick] [--seed N] [key=value ...]
 
 The process is known, so the best that any predictor can reach is known too (llm_spark/simulation/oracle.py). The same model
 is trained on the first three weeks of the retail trade with its long-term memory and without it, and both predict the
@@ -51,8 +51,8 @@ def oracle_histories(rows: Windows, item_ids: list[str]) -> list[History]:
 
 
 def main() -> None:
-    given = arguments(NAME, __doc__)
-    process = Process.draw(preset(TRADE))
+    given = arguments(NAME, __doc__, users=preset(TRADE).num_users)
+    process = Process.draw(dataclasses.replace(preset(TRADE), num_users=given.sizes["users"]))
     users = users_of(process.simulate())
     num_tokens = FIRST_ITEM_TOKEN + process.config.num_items
 
@@ -86,6 +86,7 @@ def main() -> None:
         table,
         part="validation" if given.validate else "test",
         seed=given.seed,
+        num_users=process.config.num_users,
         num_targets=best.num_targets,
         share_of_best_reachable=table["memory on"][0] / best.recall,
         intervals={name: bootstrap_interval(gain_P, user_P) for name, gain_P in gains.items()},

@@ -32,20 +32,26 @@ class Arguments:
     quick: bool
     validate: bool
     config: Config
+    sizes: dict[str, int]
+    """The script's own options."""
 
 
-def arguments(name: str, document: str | None) -> Arguments:
-    """Parse the command line and load `conf/quality/NAME.yaml` under its `key=value` overrides."""
+def arguments(name: str, document: str | None, **sizes: int) -> Arguments:
+    """Parse the command line and load `conf/quality/NAME.yaml` under its `key=value` overrides. `sizes` are further options, with what
+    they are where they are not given.
+    """
     parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a twentieth of an epoch, to see that everything runs")
     parser.add_argument("--validate", action="store_true", help="measure on the validation part; for the search")
     parser.add_argument("--seed", type=int, default=1)
+    for size, default in sizes.items():
+        parser.add_argument(f"--{size}", type=int, default=default)
     parser.add_argument("overrides", nargs="*", help="settings, as key.path=value")
     given = parser.parse_args()
     overrides = [*given.overrides, *(["train.num_epochs=0.05"] if given.quick else []), f"train.seed={given.seed}"]
     config = load(ROOT / "conf" / "quality" / f"{name}.yaml", overrides)
     torch.set_num_threads(1)
-    return Arguments(given.seed, given.quick, given.validate, config)
+    return Arguments(given.seed, given.quick, given.validate, config, {size: getattr(given, size) for size in sizes})
 
 
 def require_data(name: str) -> Path:
