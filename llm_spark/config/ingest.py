@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
 from omegaconf import MISSING
 
@@ -142,8 +142,15 @@ class IngestConfig:
     max_record_chars: int = 1_000_000
     """A record of more characters is rejected as too_long, with its beginning kept: it is no event, and many such would fill the memory."""
     pseudonymise: bool = False
-    """Put a keyed hash in the place of each user id: no table, file name or log line then holds the id. The key comes from the environment
-    variable LLM_SPARK_PSEUDONYM_KEY or from `pseudonym_key_file`; who loses it cannot add to the warehouse any more."""
+    """Put a keyed hash in the place of each user id: no table, file name or log line then shows whose a record is (limits: see
+    `pseudonymise_also`). The key comes from the environment variable LLM_SPARK_PSEUDONYM_KEY or from `pseudonym_key_file`; who loses it
+    cannot add to the warehouse any more."""
+    pseudonymise_also: list[str] = field(default_factory=list)
+    """Mapped columns whose whole value is a user's id, such as a friend's: item, type, session, attributes.<name>. Hashed whole under the same
+    key, so that they join with user_id; session always is. To be given from the first ingest on.
+
+    In other columns the id of the record's own user alone is replaced, as it is or URL-encoded. What stays: ids of other users there, an id
+    of fewer than 5 characters, an id in another spelling (base64, say)."""
     pseudonym_key_file: str | None = None
     """A file that holds the key, 32 bytes at least, and that none but its owner may read."""
     earliest_time: str = "1990-01-01"
@@ -160,9 +167,14 @@ class IngestConfig:
         require(self.max_record_chars > 0, "ingest.max_record_chars", self.max_record_chars, "give a number above 0")
         require(len(self.csv_delimiter) == 1, "ingest.csv_delimiter", self.csv_delimiter, "give one character")
         try:
-            datetime.fromisoformat(str(self.earliest_time))
+            _ = self.earliest
         except ValueError:
             require(False, "ingest.earliest_time", self.earliest_time, "write a UTC date such as 1990-01-01")
+        optional = [name for name in ("type", "session") if getattr(self.columns, name) is not None]
+        hidable = ["item", *optional, *(f"attributes.{name}" for name in self.columns.attributes)]
+        for name in self.pseudonymise_also:
+            remedy = f"it is none of the columns that can be hidden: {', '.join(hidable)}"
+            require(name in hidable, "ingest.pseudonymise_also", name, remedy)
         for name, rule, column in (
             ("type", self.missing.type in ("reject", "drop"), self.columns.type),
             ("value", self.missing.value != "keep", self.columns.value),
@@ -173,3 +185,9 @@ class IngestConfig:
             known = ", ".join(self.columns.attributes) or "none"
             remedy = f"it is none of ingest.columns.attributes ({known})"
             require(name in self.columns.attributes, f"ingest.missing.attributes.{name}", text, remedy)
+
+    @property
+    def earliest(self) -> datetime:
+        """`earliest_time`, read as UTC where it carries no zone."""
+        time = datetime.fromisoformat(str(self.earliest_time))
+        return time if time.tzinfo else time.replace(tzinfo=UTC)

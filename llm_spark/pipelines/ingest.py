@@ -5,13 +5,16 @@ file that grew or was mended is never read again, and one that is lost reads eve
 by path, size and time; an event by a hash of what it says, so that a record offered again is a duplicate wherever it stands; and the ledger
 is written last. Every point at which a run can be killed thus leaves either files that the next run reads again, to find their events
 already there, or files that are done. A file that is not the same after it was read is left to the next run.
+
+A file that is read again adds to what it brought, and takes nothing back: an export of the last thirty days no longer holds what is older,
+and a file may be written anew each day. Only an event that was made of half a line gives way once the line is whole.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from pyspark.sql import DataFrame, Row
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from llm_spark.config import Config
@@ -19,12 +22,17 @@ from llm_spark.errors import UserError
 from llm_spark.logs import log, progress
 from llm_spark.pipelines import ingest_mapping, pseudonym_key
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.ingest_batch import Batch, read_batch
-from llm_spark.pipelines.ingest_report import account_for, gate
+from llm_spark.pipelines.ingest_batch import Batch, NothingReadable, StillWritten, read_batch, these_events
+from llm_spark.pipelines.ingest_ledger import (
+    offered_files,
+    tell_of_earlier_readings,
+    with_torn_records,
+    write_ledger,
+)
+from llm_spark.pipelines.ingest_report import account_for, gate, unreadable_check
 from llm_spark.pipelines.item_rules import check_replacements
 from llm_spark.schemas import EVENTS, EVENTS_REJECTED, INGESTED_FILES
 from llm_spark.tables import raw
-from llm_spark.tables.raw import RawFile
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.transforms.identity import stable_id
 
@@ -45,23 +53,36 @@ def ingest(warehouse: Warehouse, config: Config, account: Account) -> None:
     ingest_mapping.check_time_format(warehouse.spark, config.ingest)
     check_replacements(warehouse.spark, config.ingest.normalise_item)
     hidden = ingest_mapping.hidden_users(warehouse.spark, config.ingest, pseudonyms)
-    files = _not_yet_ingested(warehouse, raw.list_files(warehouse.spark, config.ingest.paths))
-    if not files:
-        account.nothing_to_do = "every file is ingested already"
+    offered = offered_files(warehouse, raw.list_files(warehouse.spark, config.ingest.paths))
+    emptied = [f"nothing matches '{pattern}' any more" for pattern in offered.emptied]
+    if not offered.files:
+        account.nothing_to_do = ", and ".join(["every file is ingested already", *emptied])
         return
-    account.begin(f"read {len(files):,} new or changed files, the first '{files[0].uri}'")
+    account.begin(f"read {len(offered.files):,} new or changed files, the first '{offered.files[0].uri}'")
+    account.remarks += emptied
     turn = warehouse.last_turn(EVENTS, _WRITER)
-    with progress(f"ingest: reading {len(files)} files"):
-        batch = read_batch(warehouse, files, config.ingest, _now(), hidden)
+    files, torn = with_torn_records(warehouse, offered, config.ingest)
+    try:
+        with progress(f"ingest: reading {len(files)} files"):
+            batch = read_batch(warehouse, files, config.ingest, _now(), hidden, torn)
+    except NothingReadable as refusal:
+        account.checks += [unreadable_check(file) for file in refusal.files]
+        raise
+    except StillWritten as waiting:
+        if not warehouse.exists(EVENTS):
+            raise
+        account.nothing_to_do = str(waiting)
+        return
     properties = pseudonym_key.properties(pseudonyms)
     try:
         with progress("ingest: writing"):
             _require_clock(batch, account)
             account_for(batch, config.ingest, account)
+            tell_of_earlier_readings(offered, batch, account)
             _write_rejected(warehouse, batch, account, properties)
-            gate(batch, config.ingest, pseudonyms is not None)
+            gate(batch, config.ingest, pseudonyms is not None, is_first=not warehouse.exists(EVENTS))
             _write_events(warehouse, batch, account, turn, properties)
-            _write_ledger(warehouse, batch, account)
+            write_ledger(warehouse, batch, account)
     finally:
         batch.release()
     account.wrote(warehouse, EVENTS, EVENTS_REJECTED, INGESTED_FILES)
@@ -84,18 +105,6 @@ def _require_clock(batch: Batch, account: Account) -> None:
             f"the clock of this machine says {_now():%Y-%m-%d %H:%M} UTC, {behind} before the newest run, and {share:.0%} of the records are of "
             "later: set it, then run ingest again; nothing was written"
         )
-
-
-def _not_yet_ingested(warehouse: Warehouse, files: list[RawFile]) -> list[RawFile]:
-    ledger = warehouse.read_or_empty(INGESTED_FILES).select("source_file", "num_bytes", "modified_at").collect()
-    # The ledger is written last, so that a table that is not there was removed.
-    if ledger and not warehouse.exists(EVENTS):
-        raise UserError(
-            f"table 'events' is gone from '{warehouse.root}', and its ledger lists {len(ledger):,} files: restore the table; or remove the "
-            f"ledger too ('{warehouse.path(INGESTED_FILES)}'), and every raw file that is still there is read again"
-        )
-    known = {(row.source_file, row.num_bytes, row.modified_at) for row in ledger}
-    return [file for file in files if (file.uri, file.num_bytes, file.modified_at) not in known]
 
 
 def _write_rejected(warehouse: Warehouse, batch: Batch, account: Account, properties: dict[str, str]) -> None:
@@ -124,10 +133,12 @@ def _forget_earlier_rejections(warehouse: Warehouse, batch: Batch) -> None:
 
 def _write_events(warehouse: Warehouse, batch: Batch, account: Account, turn: int, properties: dict[str, str]) -> None:
     before = 0 if warehouse.create(EVENTS, properties) else warehouse.num_rows(EVENTS)
-    if batch.num_new_events == 0:
-        return
-    warehouse.append_in_turn(EVENTS, _stamped(batch.new_events(), account), _WRITER, turn + 1)
-    _expect(warehouse, "events", warehouse.num_rows(EVENTS) - before, batch.num_new_events)
+    if batch.num_new_events:
+        warehouse.append_in_turn(EVENTS, _stamped(batch.new_events(), account), _WRITER, turn + 1)
+        _expect(warehouse, "events", warehouse.num_rows(EVENTS) - before, batch.num_new_events)
+    # Last: a run that is killed before finds the rows again, and that they have given way to others.
+    if batch.superseded:
+        warehouse.delete(EVENTS, these_events(batch.superseded))
 
 
 def _stamped(rows: DataFrame, account: Account) -> DataFrame:
@@ -140,48 +151,6 @@ def _expect(warehouse: Warehouse, what: str, num_found: int, num_expected: int) 
             f"{num_expected:,} {what} were to be added to '{warehouse.root}' and {num_found:,} were: did another ingest write there "
             "meanwhile? No file is marked as ingested, run ingest again"
         )
-
-
-def _write_ledger(warehouse: Warehouse, batch: Batch, account: Account) -> None:
-    renamed = _renamed(warehouse, batch)
-    gone = [row["source_file"] for row in renamed.values() if row["source_file"] not in batch.counts]
-    if gone:
-        warehouse.delete(EVENTS_REJECTED, F.col("source_file").isin(gone))
-    rows = []
-    for file in batch.files:
-        counts, before = batch.counts[file.uri], renamed.get(file.uri)
-        accepted, duplicates = counts.num_accepted, counts.num_duplicates
-        if before is not None:
-            accepted, duplicates = before["num_accepted"], before["num_duplicates"]
-            account.remarks.append(
-                f"'{file.uri}' is '{before['source_file']}' under a new name, with its events as they were"
-            )
-        numbers = (counts.num_records, accepted, counts.num_rejected, duplicates)
-        rows.append((file.uri, file.num_bytes, file.modified_at, *numbers, account.started_at, account.run_id))
-    warehouse.upsert(INGESTED_FILES, warehouse.spark.createDataFrame(rows, INGESTED_FILES.schema), "source_file")
-    if gone:
-        warehouse.delete(INGESTED_FILES, F.col("source_file").isin(gone))
-
-
-def _renamed(warehouse: Warehouse, batch: Batch) -> dict[str, Row]:
-    """By the name of a file that brought nothing new: the ledger's row of the file it was before, which must be gone and have had the size,
-    time and counts that this one has. Taken for its old self: its rejected records would count twice."""
-    old = [
-        file for file in batch.files if batch.counts[file.uri].num_accepted == 0 and batch.counts[file.uri].num_records
-    ]
-    if not old or not warehouse.exists(INGESTED_FILES):
-        return {}
-    ledger = {(row["num_bytes"], row["modified_at"]): row for row in warehouse.read(INGESTED_FILES).collect()}
-    found = {}
-    for file in old:
-        row, counts = ledger.get((file.num_bytes, file.modified_at)), batch.counts[file.uri]
-        if row is None or row["source_file"] == file.uri:
-            continue
-        is_same = (row["num_records"], row["num_rejected"]) == (counts.num_records, counts.num_rejected)
-        # In this batch too where a log was rotated: the old name then stands for a new file.
-        if is_same and (row["source_file"] in batch.counts or not raw.exists(warehouse.spark, row["source_file"])):
-            found[file.uri] = row
-    return found
 
 
 def _refuse_unreadable(batch: Batch, account: Account) -> None:

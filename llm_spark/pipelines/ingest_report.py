@@ -8,6 +8,7 @@ from llm_spark.config import IngestConfig
 from llm_spark.errors import DataError
 from llm_spark.pipelines.account import Account, Check
 from llm_spark.pipelines.ingest_batch import Batch, FileCounts
+from llm_spark.tables.raw import Unreadable
 from llm_spark.transforms.missing import reasons_that_are_no_fault
 
 MAX_FILES_CHECKED = 1_000
@@ -40,8 +41,11 @@ def account_for(batch: Batch, config: IngestConfig, account: Account) -> None:
     )
     for uri, counts in worst[:MAX_FILES_CHECKED]:
         account.checks += [_rejected(uri, reason, number) for reason, number in sorted(counts.rejected.items())]
-    for file in batch.unreadable:
-        account.checks.append(Check("unreadable_file", file.uri, 1, 0.0, "error", file.detail))
+    account.checks += [unreadable_check(file) for file in batch.unreadable]
+    for column, keys in batch.lacking.items():
+        remark = f"no file has it, so that it is null in every record ({', '.join(keys)})"
+        account.checks.append(Check("missing_column", column, 1, 0.0, "warning", remark))
+        account.remarks.append(f"column '{column}': {remark}")
     for changing in batch.changing:
         remark = "it changed while it was read: the next run reads it"
         account.checks.append(Check("changing_file", changing.uri, 1, 0.0, "warning", remark))
@@ -51,6 +55,10 @@ def account_for(batch: Batch, config: IngestConfig, account: Account) -> None:
         account.remarks.append(f"rejected in '{uri}': {reasons}, of {counts.num_records:,}")
     if len(worst) > NUM_FILES_SHOWN:
         account.remarks.append(f"and in {len(worst) - NUM_FILES_SHOWN:,} files more: see data_quality")
+
+
+def unreadable_check(file: Unreadable) -> Check:
+    return Check("unreadable_file", file.uri, 1, 0.0, "error", file.detail)
 
 
 def _rejected(subject: str, reason: str, number: int) -> Check:
@@ -67,10 +75,12 @@ def _num_faults(total: FileCounts, config: IngestConfig) -> int:
     return sum(_faults(total, config).values())
 
 
-def gate(batch: Batch, config: IngestConfig, is_hidden: bool) -> None:
-    """DataError where the files hold nothing, nothing acceptable, or more faults than `ingest.max_rejected_fraction`."""
+def gate(batch: Batch, config: IngestConfig, is_hidden: bool, is_first: bool) -> None:
+    """DataError where the files hold nothing acceptable, or more faults than `ingest.max_rejected_fraction`, or are the first and hold nothing."""
     total = batch.totals()
     if total.num_records == 0:
+        if not is_first:
+            return
         raise DataError(
             f"the {len(batch.files)} files hold no record, '{batch.files[0].path}' the first: check the export"
         )

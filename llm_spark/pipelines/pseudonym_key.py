@@ -1,4 +1,5 @@
-"""The pseudonymisation key: from the environment or a file that its owner alone may read, and which key a warehouse was written under."""
+"""The pseudonymisation key: from the environment or a file that its owner alone may read, and under which key, with which other columns
+hidden, a warehouse was written."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from llm_spark.transforms.pseudonyms import Pseudonyms
 
 KEY_VARIABLE = "LLM_SPARK_PSEUDONYM_KEY"
 FINGERPRINT_PROPERTY = "llm_spark.pseudonym_key"
+ALSO_PROPERTY = "llm_spark.pseudonymised_also"
 MIN_KEY_BYTES = 32
 
 _MAKE_ONE = "make one with `openssl rand -hex 32`"
@@ -36,7 +38,7 @@ def load(config: IngestConfig) -> Pseudonyms | None:
         )
     if len(key) < MIN_KEY_BYTES:
         raise UsageError(f"the key in {place} has {len(key)} bytes, {MIN_KEY_BYTES} are needed: {_MAKE_ONE}")
-    return Pseudonyms(key)
+    return Pseudonyms(key, config.pseudonymise_also)
 
 
 def _from_file(name: str) -> bytes:
@@ -53,18 +55,29 @@ def _from_file(name: str) -> bytes:
 
 
 def properties(pseudonyms: Pseudonyms | None) -> dict[str, str]:
-    """What a new table notes of the key."""
-    return {FINGERPRINT_PROPERTY: pseudonyms.fingerprint} if pseudonyms else {}
+    """What a new table notes of the key, and of the columns hidden besides the user's."""
+    if pseudonyms is None:
+        return {}
+    also = {ALSO_PROPERTY: _listed(pseudonyms)} if pseudonyms.also else {}
+    return {FINGERPRINT_PROPERTY: pseudonyms.fingerprint} | also
+
+
+def _listed(pseudonyms: Pseudonyms) -> str:
+    return ",".join(sorted(pseudonyms.also))
 
 
 def check_warehouse(warehouse: Warehouse, pseudonyms: Pseudonyms | None) -> None:
-    """UsageError unless what the warehouse holds was written under the same key, or likewise without one."""
+    """UsageError unless what the warehouse holds was written under the same key and with the same columns hidden, or likewise without one."""
     now = pseudonyms.fingerprint if pseudonyms else None
     for table in (EVENTS, EVENTS_REJECTED):
         if not warehouse.exists(table):
             continue
         then = warehouse.table_property(table, FINGERPRINT_PROPERTY)
-        if then == now:
+        also_then, also_now = (
+            warehouse.table_property(table, ALSO_PROPERTY) or "",
+            _listed(pseudonyms) if pseudonyms else "",
+        )
+        if (then, also_then) == (now, also_now):
             continue
         if then is None:
             found, remedy = (
@@ -76,6 +89,9 @@ def check_warehouse(warehouse: Warehouse, pseudonyms: Pseudonyms | None) -> None
                 f"holds pseudonyms under key {then}",
                 "set ingest.pseudonymise=true or begin a new warehouse",
             )
+        elif then == now:
+            found = f"was written with ingest.pseudonymise_also=[{also_then}], and [{also_now}] is given"
+            remedy = "give what it was written with or begin a new warehouse"
         else:
             found = f"holds pseudonyms under key {then}, and the key given is {now}"
             remedy = "give the key it was written with or begin a new warehouse"

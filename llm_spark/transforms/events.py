@@ -14,6 +14,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as t
 
 from llm_spark.config import ColumnsConfig, IngestConfig
+from llm_spark.schemas.records import IS_HEADER, RAW, SOURCE_FILE, UNPARSABLE, data_columns
 from llm_spark.transforms.identity import stable_id
 from llm_spark.transforms.missing import filled, missing_verdicts, normalised_item
 from llm_spark.transforms.pseudonyms import Pseudonyms, hide_users, shape
@@ -25,7 +26,8 @@ BROKEN_TEXT = "\ufffd"
 """What stands where bytes were no UTF-8."""
 
 _HAS_DATE = r"^\s*\d{4}-\d{2}-\d{2}"
-_HAS_ZONE = r"(?i)(Z|UTC|GMT|:\d{2}(\.\d+)?\s*[+-]\d{1,2}(:?\d{2})?|\d[+-]\d{2}:?\d{2}|[a-z]+/[a-z_]+)\s*$"
+# All else that Spark reads carries a zone: its names are too many to list.
+_HAS_NO_ZONE = r"^\s*\d{4}-\d{2}-\d{2}[\sT]?[\d:.\s\p{Cntrl}]*+$"
 _FUTURE_TOLERANCE = "1 day"
 _EPOCH_UNITS_PER_SECOND = {"epoch_s": 1, "epoch_ms": 1_000, "epoch_us": 1_000_000}
 # Up to this magnitude a number of epoch_auto is in that unit.
@@ -83,7 +85,7 @@ def _event_time(raw: Column, kind: t.DataType, time_format: str, time_zone: str)
         # Spark reads a bare time of day as today's.
         parsed = F.when(text.rlike(_HAS_DATE), F.try_to_timestamp(text))
         # Z first, as most logs have it: it spares the expression.
-        has_zone = text.endswith("Z") | text.rlike(_HAS_ZONE)
+        has_zone = text.endswith("Z") | ~text.rlike(_HAS_NO_ZONE)
         return F.when(has_zone, parsed).otherwise(F.to_utc_timestamp(parsed, time_zone))
     parsed = F.try_to_timestamp(raw.cast("string"), F.lit(time_format))
     unquoted = "".join(time_format.split("'")[::2])
@@ -97,7 +99,7 @@ def judge(records: DataFrame, config: IngestConfig, now: datetime, hidden: Hidde
     """
     mapped = _mapped_fields(records, config)
     reason, detail = F.lit(None).cast("string"), F.lit(None).cast("string")
-    for name, holds, shown in reversed(_verdicts(config, now)):
+    for name, holds, shown in reversed(_verdicts(config, now, shows_filters=hidden is None)):
         reason = F.when(holds, F.lit(name)).otherwise(reason)
         safe = shown if hidden is None or name not in _SHOWS_A_VALUE else shape(shown)
         detail = F.when(holds, safe).otherwise(detail)
@@ -117,7 +119,7 @@ def judge(records: DataFrame, config: IngestConfig, now: datetime, hidden: Hidde
         "session_key",
         "attributes",
         F.when(F.col("reason").isNull(), F.to_date("event_time")).alias("event_date"),
-        F.lit(False).alias("file_tells"),
+        F.lit(None).cast("string").alias("telling_name"),
     )
     if hidden is not None:
         judged = hide_users(judged, hidden.pseudonyms, list(config.columns.attributes), hidden.derived_attributes)
@@ -155,15 +157,15 @@ def _mapped_fields(records: DataFrame, config: IngestConfig) -> DataFrame:
     ]
     item = _text(normalised_item(_text(_mapped(columns.item, known)), config.normalise_item))
     value = _mapped(columns.value, known)
-    data_columns = [F.col(f"`{name}`") for name in records.columns if not name.startswith("_")]
-    is_header = F.col("_is_header") if "_is_header" in known else F.lit(False)
+    fields = [F.col(f"`{name}`") for name in data_columns(records.columns)]
+    is_header = F.col(IS_HEADER) if IS_HEADER in known else F.lit(False)
     return records.select(
-        "_source_file",
-        "_unparsable",
+        F.col(SOURCE_FILE).alias("_source_file"),
+        F.col(UNPARSABLE).alias("_unparsable"),
         F.coalesce(is_header, F.lit(False)).alias("_is_header"),
-        F.coalesce(F.col("_raw"), F.to_json(F.struct(*data_columns))).alias("_raw_text"),
+        F.coalesce(F.col(RAW), F.to_json(F.struct(*fields))).alias("_raw_text"),
         _num_chars(records, config.max_record_chars).alias("_num_chars"),
-        F.when(~F.col("_unparsable"), filtered).alias("_broken_rule"),
+        F.when(~F.col(UNPARSABLE), filtered).alias("_broken_rule"),
         filled(_text(_mapped(columns.user, known)), missing.user).alias("user_id"),
         filled(item, missing.item).alias("item_id"),
         filled(_text(_mapped(columns.type, known)), missing.type).alias("event_type"),
@@ -180,21 +182,20 @@ def _num_chars(records: DataFrame, max_chars: int) -> Column:
     """Characters of a record, or of the text columns that its format's reader took apart; where its bytes, which are never fewer, are within
     `max_chars` already, the number of these: characters are counted byte by byte.
     """
-    texts = [
-        entry.name
-        for entry in records.schema.fields
-        if isinstance(entry.dataType, t.StringType) and not entry.name.startswith("_")
-    ]
+    texts = [name for name in data_columns(records.columns) if isinstance(records.schema[name].dataType, t.StringType)]
 
     def total(size: Callable[[str], Column]) -> Column:
-        return F.coalesce(size("_raw"), sum((F.coalesce(size(f"`{name}`"), F.lit(0)) for name in texts), F.lit(0)))
+        return F.coalesce(size(RAW), sum((F.coalesce(size(f"`{name}`"), F.lit(0)) for name in texts), F.lit(0)))
 
     num_bytes = total(F.octet_length)
     return F.when(num_bytes <= max_chars, num_bytes).otherwise(total(F.length))
 
 
-def _verdicts(config: IngestConfig, now: datetime) -> list[tuple[str, Column, Column]]:
-    """Why a record may not be accepted, the first that holds counts: reason, condition, detail."""
+def _verdicts(config: IngestConfig, now: datetime, shows_filters: bool) -> list[tuple[str, Column, Column]]:
+    """Why a record may not be accepted, the first that holds counts: reason, condition, detail.
+
+    `shows_filters`: a broken rule is told by its text and not by its place, for a text may name a user.
+    """
     nothing = F.lit(None).cast("string")
     size = F.concat(
         F.format_number("_num_chars", 0),
@@ -202,14 +203,15 @@ def _verdicts(config: IngestConfig, now: datetime) -> list[tuple[str, Column, Co
             f" characters, more than ingest.max_record_chars {config.max_record_chars}; the first {NUM_CHARS_KEPT} are kept"
         ),
     )
+    rules = [text if shows_filters else f"ingest.filters[{place}]" for place, text in enumerate(config.filters)]
     rule = F.coalesce(
-        *[F.when(F.col("_broken_rule") == place, F.lit(text)) for place, text in enumerate(config.filters)], nothing
+        *[F.when(F.col("_broken_rule") == place, F.lit(text)) for place, text in enumerate(rules)], nothing
     )
     identity = F.concat_ws(" ", "user_id", "item_id", "event_type", "session_key")
     is_broken_text = F.contains(identity, F.lit(BROKEN_TEXT)) | F.contains(identity, F.lit("\x00"))
     raw_time = F.substring("_raw_time", 1, 200)
     latest = F.lit(now) + F.expr(f"INTERVAL {_FUTURE_TOLERANCE}")
-    too_early = F.col("event_time") < F.lit(config.earliest_time).cast("timestamp")
+    too_early = F.col("event_time") < F.lit(config.earliest)
     return [
         ("too_long", F.col("_num_chars") > config.max_record_chars, size),
         ("repeated_header", F.col("_is_header"), nothing),

@@ -94,7 +94,7 @@ def test_a_file_that_grew_counts_its_old_lines_as_its_own(spark: SparkSession, l
     assert ledger == {"a.jsonl": (0, 1), "b.jsonl": (2, 0)}
 
 
-@pytest.mark.parametrize("before_the_ledger", ["_write_ledger", "_write_events"])
+@pytest.mark.parametrize("before_the_ledger", ["write_ledger", "_write_events"])
 def test_a_run_killed_before_its_ledger_is_made_good_by_the_next(
     spark: SparkSession, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before_the_ledger: str
 ) -> None:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import hmac
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
 from llm_spark import cli
 from llm_spark.config import Config
-from llm_spark.schemas import EVENTS, EVENTS_REJECTED, SESSIONS
+from llm_spark.schemas import EVENTS, EVENTS_REJECTED, SEQUENCES, SESSIONS, VOCABULARY
 from llm_spark.tables.warehouse import Warehouse
 
 KEY = "correct-horse-battery-staple-0123456789"
 USERS = ["alice@example.com", "Žofie Nováková", "1785001", 'O"Brien\\E.7']
+ROBOT = "qa-robot@shop.com"
+"""Named by a filter."""
+ROOT = Path(__file__).parents[2]
 Command = Callable[..., tuple[int, str]]
 
 
@@ -41,10 +49,13 @@ warehouse: {tmp_path / "warehouse"}
 ingest:
   paths: ["{tmp_path / "logs"}"]
   format: jsonl
-  columns: {{user: user, item: item, time: time, session: "concat(user, '-', visit)", attributes: {{mail: lower(user), agent: agent}}}}
-  filters: ["item <> 'filtered'"]
+  columns:
+    {{user: user, item: item, time: time, type: kind, session: "concat(user, '-', visit)",
+      attributes: {{mail: lower(user), agent: agent, link: link}}}}
+  filters: ["item <> 'filtered'", "user <> '{ROBOT}'"]
   max_record_chars: 3000
   pseudonymise: true
+  pseudonymise_also: [item]
 """
     )
 
@@ -56,29 +67,49 @@ ingest:
     return run
 
 
-def write_logs(logs: Path) -> int:
+def write_logs(logs: Path, form: str = "jsonl") -> int:
     """Every way in which an id can stand in a record; returns how many events are right."""
-    lines, num_events = [], 0
-    for user in USERS:
-        right = {"user": user, "item": "i", "time": "2025-01-01T00:00:00Z", "visit": "1", "agent": f"app for {user}/2"}
-        lines += [right, right, {**right, "item": f"wall/{user}"}]
-        num_events += 2
-        lines += [{**right, "item": ""}, {**right, "time": user}, {**right, "item": "filtered"}]
-        lines.append({**right, "agent": user * 1_000})
-        lines.append({**right, "time": "1970-01-01"})
-    texts = [json.dumps(line, ensure_ascii=place % 2 == 0) for place, line in enumerate(lines)]
-    texts += [text[:-5] for text in texts[: len(texts) // 2]]
-    (logs / "day 1.jsonl").write_text("\n".join(texts) + "\n")
+    rows: list[dict[str, str]] = []
+    num_events = 0
+    for place, user in enumerate(USERS):
+        right = {
+            "user": user,
+            "item": USERS[place - 1],
+            "time": "2025-01-01T00:00:00Z",
+            "kind": "visit",
+            "visit": "1",
+            "agent": f"app for {user}/2",
+            "link": f"/?q=100%&mail={quote(user, safe='')}&name={quote_plus(user.lower())}",
+        }
+        shop = {**right, "item": "shop"}
+        later, last = "2025-01-02T00:00:00Z", "2025-01-03T00:00:00Z"
+        rows += [right, right, {**shop, "kind": f"visit of {user}", "time": later}, {**right, "time": last}]
+        num_events += 3
+        rows += [{**right, "item": ""}, {**right, "time": user}, {**right, "item": "filtered"}]
+        rows.append({**right, "agent": user * 1_000})
+        rows.append({**right, "time": "1970-01-01"})
+    rows.append({**rows[0], "user": ROBOT})
+    file = logs / f"day 1.{form}"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    elif form == "csv":
+        with file.open("w", newline="") as opened:
+            writer = csv.writer(opened)
+            writer.writerows([list(rows[0]), *(row.values() for row in rows)])
+            writer.writerows(list(row.values())[:3] for row in rows[: len(rows) // 2])
+    else:
+        texts = [json.dumps(row, ensure_ascii=place % 2 == 0) for place, row in enumerate(rows)]
+        texts += [text[:-5] for text in texts[: len(texts) // 2]]
+        file.write_text("\n".join(texts) + "\n")
     return num_events
 
 
 def forms(user: str) -> set[bytes]:
     """How an id may be written down."""
-    escaped = json.dumps(user)[1:-1]
-    return {
-        form.encode()
-        for form in (user, user.lower(), escaped, escaped.lower(), json.dumps(user, ensure_ascii=False)[1:-1])
-    }
+    written = {form for text in (user, user.lower()) for form in (text, repr(text)[1:-1], json.dumps(text)[1:-1])}
+    written |= {json.dumps(text, ensure_ascii=False)[1:-1] for text in (user, user.lower())}
+    coded = {encode(text) for text in (user, user.lower()) for encode in (quote, quote_plus)}
+    return {form.encode() for form in (*written, *coded, *(text.replace("%", "%25") for text in coded))}
 
 
 def everything_in(folder: Path) -> bytes:
@@ -93,29 +124,71 @@ def everything_in(folder: Path) -> bytes:
     return b"\n".join(found)
 
 
+def require_nothing_told(written: bytes, printed: str) -> None:
+    assert b"withheld: " in written, "the scan sees what the pages hold"
+    for user in (*USERS, ROBOT):
+        for form in forms(user):
+            assert form not in written, form
+            assert form not in printed.encode(), form
+    assert KEY.encode() not in written
+    assert KEY not in printed
+
+
+def require_all_accounted_for(warehouse: Warehouse, num_events: int, *reasons: str) -> None:
+    found = warehouse.read(EVENTS).collect()
+    friends = {pseudonym(user) for user in USERS}
+    assert {row["user_id"] for row in found} == friends
+    assert {row["item_id"] for row in found} == {*friends, pseudonym("shop")}
+    assert len(found) == num_events
+    links = {row["attributes"]["link"] for row in found}
+    assert links == {f"/?q=100%&mail={friend}&name={friend}" for friend in friends}
+    rejected = {row["reason"] for row in warehouse.read(EVENTS_REJECTED).collect()}
+    assert rejected == {"bad_time", "filtered", "too_long", "time_out_of_range", *reasons}
+
+
+def pseudonym(user: str) -> str:
+    return hmac.new(KEY.encode(), user.encode(), hashlib.sha256).hexdigest()[:32]
+
+
 def test_no_byte_of_the_warehouse_and_no_line_of_the_log_tells_a_user(
     command: Command, tmp_path: Path, spark: SparkSession
 ) -> None:
     num_events = write_logs(tmp_path / "logs")
-    code, printed = command("ingest")
-    assert code == 0, printed
-    code, more = command("sessionize", "sessionize.num_buckets=2")
-    assert code == 0, more
+    printed = ""
+    for stage, *settings in (
+        ("ingest",),
+        ("sessionize", "sessionize.num_buckets=2"),
+        ("sequences", "sequences.split=leave_last_event_out", "sequences.min_item_count=1"),
+    ):
+        code, more = command(stage, *settings)
+        printed += more
+        assert code == 0, more
     warehouse = Warehouse(spark, str(tmp_path / "warehouse"))
-    expected = {hmac.new(KEY.encode(), user.encode(), hashlib.sha256).hexdigest()[:32] for user in USERS}
-    for table in (EVENTS, SESSIONS):
-        assert {row["user_id"] for row in warehouse.read(table).collect()} == expected
-    assert warehouse.read(EVENTS).count() == num_events
-    reasons = {row["reason"] for row in warehouse.read(EVENTS_REJECTED).collect()}
-    assert reasons == {"unparsable", "missing_item", "bad_time", "filtered", "too_long", "time_out_of_range"}
-    written = everything_in(tmp_path / "warehouse")
-    assert b"withheld: " in written, "the scan sees what the pages hold"
-    for user in USERS:
-        for form in forms(user):
-            assert form not in written, form
-            assert form not in (printed + more).encode(), form
-    assert KEY.encode() not in written
-    assert KEY not in printed + more
+    require_all_accounted_for(warehouse, num_events, "unparsable", "missing_item")
+    for table in (SESSIONS, SEQUENCES):
+        assert {row["user_id"] for row in warehouse.read(table).collect()} == {pseudonym(user) for user in USERS}
+    assert pseudonym(USERS[0]) in {row["item_id"] for row in warehouse.read(VOCABULARY).collect()}
+    require_nothing_told(everything_in(tmp_path / "warehouse"), printed)
+
+
+def test_nor_where_the_records_came_from_parquet(command: Command, tmp_path: Path, spark: SparkSession) -> None:
+    num_events = write_logs(tmp_path / "logs", "parquet")
+    code, printed = command("ingest", "ingest.format=parquet")
+    assert code == 0, printed
+    require_all_accounted_for(Warehouse(spark, str(tmp_path / "warehouse")), num_events, "missing_item")
+    require_nothing_told(everything_in(tmp_path / "warehouse"), printed)
+
+
+@pytest.mark.usefixtures("command")
+def test_nor_does_what_the_jvm_prints_of_a_run_on_csv(tmp_path: Path, spark: SparkSession) -> None:
+    num_events = write_logs(tmp_path / "logs", "csv")
+    small = ["spark.master=local[1]", "spark.driver_memory=1g", "spark.shuffle_partitions=2"]
+    words = ["ingest", "--config", str(tmp_path / "settings.yaml"), "ingest.format=csv", *small]
+    command = [sys.executable, "-m", "llm_spark.cli", *words, "spark.java_options=-XX:TieredStopAtLevel=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    require_all_accounted_for(Warehouse(spark, str(tmp_path / "warehouse")), num_events, "unparsable")
+    require_nothing_told(everything_in(tmp_path / "warehouse"), done.stdout + done.stderr)
 
 
 def test_a_key_that_is_missing_short_open_to_others_or_another_is_refused_in_one_line(
@@ -149,6 +222,8 @@ def test_a_key_that_is_missing_short_open_to_others_or_another_is_refused_in_one
     code, printed = command("ingest", "ingest.pseudonymise=false")
     assert (code, "set ingest.pseudonymise=true" in printed) == (2, True), printed
     monkeypatch.setenv("LLM_SPARK_PSEUDONYM_KEY", KEY)
+    code, printed = command("ingest", "ingest.pseudonymise_also=[]")
+    assert (code, "was written with ingest.pseudonymise_also=[item], and [] is given" in printed) == (2, True), printed
     code, printed = command("ingest")
     assert (code, "nothing to do" in printed) == (0, True), printed
 
@@ -162,8 +237,10 @@ def test_pseudonyms_are_not_put_beside_the_ids_of_an_open_warehouse_nor_made_whe
     named = tmp_path / "logs" / "alice@example.com.jsonl"
     (tmp_path / "logs" / "day 1.jsonl").rename(named)
     code, printed = command("ingest")
-    assert (code, "rename it" in printed, "alice" in printed) == (3, True, False), printed
+    assert (code, "/logs/….jsonl', holds the id" in printed, "alice" in printed) == (3, True, False), printed
     assert not (tmp_path / "warehouse").exists()
     assert command("ingest", "ingest.pseudonymise=false")[0] == 0
+    written = everything_in(tmp_path / "warehouse")
+    assert all(any(form in written for form in forms(user)) for user in (*USERS, ROBOT)), "the scan finds what is there"
     code, printed = command("ingest")
     assert (code, "holds user ids as they were logged" in printed) == (2, True), printed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -12,6 +12,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from llm_spark.config import ColumnsConfig, IngestConfig
+from llm_spark.schemas.records import RAW, SOURCE_FILE, UNPARSABLE
 from llm_spark.transforms.events import judge, laid_out, numbered, rejected_records
 from llm_spark.transforms.records import parse_access_log, parse_json_lines
 
@@ -23,7 +24,7 @@ def records(
     spark: SparkSession, rows: list[tuple[Any, ...]], columns: str = "u string, i string, t string"
 ) -> DataFrame:
     return spark.createDataFrame(rows, columns).withColumns(
-        {"_source_file": F.lit("file:/a"), "_raw": F.lit(None).cast("string"), "_unparsable": F.lit(False)}
+        {SOURCE_FILE: F.lit("file:/a"), RAW: F.lit(None).cast("string"), UNPARSABLE: F.lit(False)}
     )
 
 
@@ -112,6 +113,13 @@ def test_a_log_of_the_sixties_is_accepted_where_the_settings_reach_back_so_far(s
     assert verdicts(frame, config) == [None, "future_time"]
 
 
+@pytest.mark.parametrize("earliest", ["20250101", "2025-W01-3", "2025-01-01T02:00+02:00"])
+def test_the_earliest_time_bounds_however_it_is_written(spark: SparkSession, earliest: str) -> None:
+    frame = records(spark, [("u", "i", "2024-12-31T23:59:59Z"), ("u", "i", "2025-01-01T00:00:00Z")])
+    config = IngestConfig(columns=COLUMNS, earliest_time=earliest)
+    assert verdicts(frame, config) == ["time_out_of_range", None]
+
+
 def test_a_record_too_long_is_not_looked_into_and_its_beginning_is_kept(spark: SparkSession) -> None:
     text, short = (json.dumps({"u": "u", "i": "x" * length, "t": "2025-01-01"}) for length in (3_000, 1_000))
     parsed = parse_json_lines(lines(spark, [text, short]), [("u",), ("i",), ("t",)], 2_000)
@@ -140,6 +148,36 @@ def test_a_time_that_carries_its_zone_is_not_shifted_again(spark: SparkSession) 
     assert times(spark, hour_only, time_zone="Asia/Tokyo") == [datetime(2025, 7, 1, 10), datetime(2025, 7, 1, 9)]
     access = times(spark, ["17/May/2015:10:05:03 +0200"], time_format="dd/MMM/yyyy:HH:mm:ss Z", time_zone="Asia/Tokyo")
     assert access == [datetime(2015, 5, 17, 8, 5, 3)]
+
+
+@pytest.mark.parametrize(
+    ("zone", "hours"),
+    [
+        ("EST", -5),
+        (" EST", -5),
+        (" CET", 2),
+        (" UT", 0),
+        (" PST8PDT", -7),
+        (" GMT+2", 2),
+        (" UTC+02:00", 2),
+        (" Etc/GMT+5", -5),
+        (" America/Port-au-Prince", -4),
+        (" Z", 0),
+        (" +02:00:00", 2),
+    ],
+)
+def test_a_zone_of_any_kind_that_spark_reads_is_told_from_a_bare_time(
+    spark: SparkSession, zone: str, hours: int
+) -> None:
+    found = times(spark, [f"2025-07-01T12:00:00.5{zone}", f"2025-07-01 12:00:00{zone}"], time_zone="Asia/Tokyo")
+    noon = datetime(2025, 7, 1, 12) - timedelta(hours=hours)
+    assert found == [noon + timedelta(seconds=0.5), noon]
+
+
+def test_a_bare_time_is_local_however_much_of_it_is_written(spark: SparkSession) -> None:
+    texts = ["2025-07-01", "2025-07-01 9", "2025-07-01T09:00", " 2025-07-01 9:0:0", "2025-07-01 09:00:00.000000001 "]
+    midnight = datetime(2025, 6, 30, 15)
+    assert times(spark, texts, time_zone="Asia/Tokyo") == [midnight, *[midnight + timedelta(hours=9)] * 4]
 
 
 def test_a_time_of_day_without_a_date_is_no_time(spark: SparkSession) -> None:
@@ -174,8 +212,14 @@ def test_equal_broken_lines_of_one_file_are_two_rejected_records(spark: SparkSes
     assert rejected[0]["raw"] == '{"u":"u","i":"i"}'
 
 
+def test_a_rejected_row_keeps_the_columns_whose_names_begin_with_an_underscore(spark: SparkSession) -> None:
+    frame = records(spark, [("u", "i", None, "7")], "u string, i string, t string, _id string")
+    (row,) = judge(frame, IngestConfig(columns=COLUMNS), NOW).collect()
+    assert row["raw"] == '{"u":"u","i":"i","_id":"7"}'
+
+
 def lines(spark: SparkSession, texts: list[str]) -> DataFrame:
-    return spark.createDataFrame([("file:/a", text) for text in texts], "_source_file string, _raw string")
+    return spark.createDataFrame([("file:/a", text) for text in texts], f"{SOURCE_FILE} string, {RAW} string")
 
 
 def test_json_fields_are_read_as_text_and_broken_lines_are_marked(spark: SparkSession) -> None:
@@ -187,12 +231,12 @@ def test_json_fields_are_read_as_text_and_broken_lines_are_marked(spark: SparkSe
         "null",
     ]
     rows = parse_json_lines(lines(spark, texts), [("user", "id"), ("n",)]).collect()
-    assert [(row["user"]["id"] if row["user"] else None, row["n"], row["_unparsable"]) for row in rows[:2]] == [
+    assert [(row["user"]["id"] if row["user"] else None, row["n"], row[UNPARSABLE]) for row in rows[:2]] == [
         ("17850.0", "12345678901234567890", False),
         (None, None, True),
     ]
-    assert (rows[3]["n"], rows[3]["_unparsable"]) == ("éé", False)
-    assert rows[4]["_unparsable"]
+    assert (rows[3]["n"], rows[3][UNPARSABLE]) == ("éé", False)
+    assert rows[4][UNPARSABLE]
 
 
 def test_an_access_log_line_is_split_into_its_fields(spark: SparkSession) -> None:
@@ -206,11 +250,11 @@ def test_an_access_log_line_is_split_into_its_fields(spark: SparkSession) -> Non
         "/a/b.html",
     )
     assert (row["status"], row["size"], row["referrer"], row["agent"]) == ("200", None, None, r"Agent \"X\" (bot)")
-    assert not row["_unparsable"]
-    assert broken["_unparsable"]
+    assert not row[UNPARSABLE]
+    assert broken[UNPARSABLE]
 
 
 def test_a_very_long_request_does_not_break_the_parser(spark: SparkSession) -> None:
     line = f'1.2.3.4 - - [17/May/2015:10:05:03 +0000] "GET /{"a" * 50_000} HTTP/1.1" 200 1 "-" "-"'
     (row,) = parse_access_log(lines(spark, [line])).collect()
-    assert (row["_unparsable"], len(row["path"])) == (False, 50_001)
+    assert (row[UNPARSABLE], len(row["path"])) == (False, 50_001)

@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from llm_spark.config import ColumnsConfig, IngestConfig, MissingConfig, NormaliseItemConfig
 from llm_spark.errors import UsageError
 from llm_spark.pipelines.item_rules import check_replacements
+from llm_spark.schemas.records import RAW, SOURCE_FILE, UNPARSABLE
 from llm_spark.transforms.events import judge
 from llm_spark.transforms.missing import normalised_item, reasons_that_are_no_fault
 
@@ -24,7 +25,7 @@ def judged(spark: SparkSession, records: list[dict[str, Any]], **settings: Any) 
     """Verdicts on `records`, each of which is given by what is other than in WHOLE."""
     rows = [tuple((WHOLE | record).values()) for record in records]
     frame = spark.createDataFrame(rows, ", ".join(f"{name} string" for name in WHOLE)).withColumns(
-        {"_source_file": F.lit("file:/a"), "_raw": F.lit(None).cast("string"), "_unparsable": F.lit(False)}
+        {SOURCE_FILE: F.lit("file:/a"), RAW: F.lit(None).cast("string"), UNPARSABLE: F.lit(False)}
     )
     return judge(frame, IngestConfig(columns=COLUMNS, **settings), NOW).collect()
 
