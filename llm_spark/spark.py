@@ -51,6 +51,9 @@ _NEEDED = {
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     # A table's log is small: 50 partitions to replay it, the default, costs seconds at each operation.
     "spark.databricks.delta.snapshotPartitions": "2",
+    # Delta refuses every version but the newest once it is older than `delta.deletedFileRetentionDuration`, a week, whether its files are there
+    # or not. That property is no way out: VACUUM keeps what it says, and heeds no other hours than 0. `maintain` knows which are needed.
+    "spark.databricks.delta.vacuum.enforceTimeTravelWithinDeletedFileRetentionDuration": "false",
 }
 
 # On one machine the driver listens to nobody else.

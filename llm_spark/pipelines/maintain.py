@@ -9,9 +9,10 @@ from llm_spark.config import Config
 from llm_spark.logs import log, progress
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.registry.aliases import read_models
-from llm_spark.pipelines.registry.retention import remove_artifacts
+from llm_spark.pipelines.registry.retention import pinned_versions, remove_artifacts
 from llm_spark.schemas import TABLES, Table
 from llm_spark.tables.maintenance import (
+    LOG_HOURS,
     data_files,
     files_of_version,
     join_small_files,
@@ -34,7 +35,8 @@ class Pin:
 
 
 def maintain(warehouse: Warehouse, config: Config, account: Account, force: bool = False) -> None:
-    """Join small files, then remove those that no version younger than the retention needs; with `force` also what a model was trained on.
+    """Join small files, then remove those that no version younger than the retention needs, nor one that a model with an artifact was trained
+    on; with `force` also the latter.
 
     No row changes, but that archived models say that their artifact is gone, and no stage takes its input for changed.
     """
@@ -48,7 +50,7 @@ def maintain(warehouse: Warehouse, config: Config, account: Account, force: bool
             bar.update(done, len(tables), table.name)
             path, before = warehouse.path(table), warehouse.version(table)
             of_table = [pin for pin in pins if pin.table is table]
-            if of_table:
+            if of_table or settings.retention_hours > LOG_HOURS:
                 keep_log(warehouse.spark, path)
             joined, made = join_small_files(warehouse.spark, path, table, settings.target_file_mib * 2**20)
             removed = _remove_old_files(warehouse, table, of_table, settings.retention_hours, force, account)
@@ -105,12 +107,7 @@ def _warn(account: Account, line: str) -> None:
 
 
 def pins_of_models(warehouse: Warehouse) -> Iterator[Pin]:
-    """Every version that a model was trained on whose artifact is kept: without its weights nobody asks what they came from."""
-    by_version: dict[tuple[str, int], list[str]] = {}
-    kept = (model for model in read_models(warehouse).rows if model.artifact is not None)
-    for model in sorted(kept, key=lambda model: model.model_id):
-        for name, version in model.json("table_versions").items():
-            by_version.setdefault((name, int(version)), []).append(model.model_id)
-    for (name, version), model_ids in sorted(by_version.items()):
+    """Every version that a model was trained on whose artifact is kept."""
+    for (name, version), model_ids in pinned_versions(read_models(warehouse).rows).items():
         if name in TABLES:
             yield Pin(TABLES[name], version, tuple(model_ids))

@@ -36,6 +36,11 @@ class Commit:
         )
 
     @property
+    def made_ms(self) -> int | None:
+        """When its writer made it, in epoch milliseconds; None where it does not tell."""
+        return next((action["commitInfo"].get("timestamp") for action in self.actions if "commitInfo" in action), None)
+
+    @property
     def changed_data(self) -> bool:
         """Whether a row may have come, gone or changed. A commit with a note counts: whoever wrote it said what the rows are now."""
         return bool(self.note) or any(
@@ -127,6 +132,19 @@ class TableLog:
                 break
             here -= 1
         return found
+
+    def files_removed_since(self, since_ms: float) -> set[str]:
+        """Names of the files that commits since then (epoch milliseconds) removed, as far back as the log remembers.
+
+        Delta's snapshot knows them for `delta.deletedFileRetentionDuration` only, a week. A commit that does not tell its time counts.
+        """
+        names: set[str] = set()
+        for version in range(self.version, -1, -1):
+            commit = self.commit(version)
+            if commit is None or (commit.made_ms is not None and commit.made_ms < since_ms):
+                break
+            names |= {name for name, _ in commit.files("remove")}
+        return names
 
     @cached_property
     def versions(self) -> range:

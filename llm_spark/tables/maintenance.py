@@ -21,7 +21,8 @@ from llm_spark.tables.log import TableLog, file_name
 MIN_FILES_TO_JOIN = 4
 """A partition is compacted once it holds this many small files: joining two each night would rewrite what was joined the night before."""
 KEEP_LOG = ("delta.logRetentionDuration", "interval 36500 days")
-"""For tables of which a model pins versions: Delta forgets versions after 30 days otherwise, whether their files are there or not."""
+"""For tables of which a model pins versions: Delta forgets versions after `LOG_HOURS` otherwise, whether their files are there or not."""
+LOG_HOURS = 30 * 24
 _INVENTORY = "llm_spark_inventory"
 
 
@@ -105,21 +106,23 @@ def remove_old_files(spark: SparkSession, path: str, retention_hours: int, keep:
     oldest_kept_ms = time.time() * 1000 - retention_hours * 3_600_000
     needed = files_of_version(spark, path) | set(keep)
     old = [file for file in data_files(spark, path) if file.modified_ms < oldest_kept_ms and file.name not in needed]
+    if old:
+        of_younger_versions = TableLog(spark, path).files_removed_since(oldest_kept_ms)
+        old = [file for file in old if file.name not in of_younger_versions]
     if not old:
         return 0
     rows = [(file.path, file.num_bytes, False, file.modified_ms) for file in old]
     inventory = spark.createDataFrame(rows, "path string, length long, isDir boolean, modificationTime long")
     inventory.createOrReplaceTempView(_INVENTORY)
-    # Delta's own protection ends at a retention of a week; and it spreads its work over 10,000 tasks unless told otherwise.
+    # VACUUM heeds no other hours than 0, and protects what was removed within a week unless told 0; what our retention protects is not in the
+    # inventory. And it spreads its work over 10,000 tasks unless told otherwise.
     own = {
         "spark.databricks.delta.retentionDurationCheck.enabled": "false",
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": str(spark.sparkContext.defaultParallelism),
     }
     try:
         with settings(spark, own):
-            spark.sql(
-                f"VACUUM {_identifier(path)} USING INVENTORY (SELECT * FROM {_INVENTORY}) RETAIN {retention_hours} HOURS"
-            )
+            spark.sql(f"VACUUM {_identifier(path)} USING INVENTORY (SELECT * FROM {_INVENTORY}) RETAIN 0 HOURS")
     finally:
         spark.catalog.dropTempView(_INVENTORY)
     left = {file.name for file in data_files(spark, path)}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import time
 from datetime import date, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
@@ -18,8 +21,8 @@ from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.registry import retention
 from llm_spark.pipelines.registry.aliases import read_models
 from llm_spark.pipelines.stages import run_stage
-from llm_spark.schemas import PREDICTIONS, VOCABULARY
-from llm_spark.tables.maintenance import data_files, files_of_version
+from llm_spark.schemas import MODELS, PREDICTIONS, VOCABULARY
+from llm_spark.tables.maintenance import KEEP_LOG, data_files, files_of_version
 from llm_spark.tables.warehouse import Warehouse
 from tests.pipelines.models import model, promote_in_turn, save_artifact
 
@@ -84,6 +87,52 @@ def test_a_version_that_a_model_was_trained_on_outlives_maintenance_until_it_is_
     assert tokens(warehouse) == [2, 3, 4]
 
 
+def back_date(warehouse: Warehouse, num_days_of: dict[int, int]) -> None:
+    """Let each version of the vocabulary, and the files that came with it, be so many days old."""
+    root = Path(warehouse.path(VOCABULARY))
+    log = root / "_delta_log"
+    for version, num_days in num_days_of.items():
+        at_s = time.time() - num_days * 86_400
+        file = log / f"{version:020}.json"
+        actions = [json.loads(line) for line in file.read_text().splitlines()]
+        for action in actions:
+            action.get("commitInfo", {})["timestamp"] = int(at_s * 1000)
+            for added in files_named(action, "add"):
+                added["modificationTime"] = int(at_s * 1000)
+                os.utime(root / added["path"], (at_s, at_s))
+            for removed in files_named(action, "remove"):
+                removed["deletionTimestamp"] = int(at_s * 1000)
+        file.write_text("".join(json.dumps(action) + "\n" for action in actions))
+        os.utime(file, (at_s, at_s))
+    for checksum in log.glob("*.crc"):
+        checksum.unlink()
+    warehouse.spark._jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()  # type: ignore[union-attr]
+
+
+def files_named(action: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [action[kind]] if kind in action else []
+
+
+def test_a_version_stays_readable_for_the_whole_of_a_retention_longer_than_delta_remembers_removals(
+    warehouse: Warehouse,
+) -> None:
+    back_date(warehouse, {0: 50, PINNED: 50, UNPINNED: 50, NEWEST: 10})
+    assert KEEP_LOG[0] not in warehouse.log(MODELS).properties
+    run_stage("maintain", warehouse, config("maintain.retention_hours=1000"))
+    # Delta by itself reads no version older than a week but the newest.
+    assert tokens(warehouse, UNPINNED) == [2, 3], "it was the newest until ten days ago"
+    assert (tokens(warehouse, PINNED), tokens(warehouse)) == ([2], [2, 3, 4])
+    assert warehouse.log(MODELS).properties[KEEP_LOG[0]] == KEEP_LOG[1], "else it forgets after 720 hours"
+
+
+def test_a_retention_shorter_than_delta_s_own_is_kept_to_as_well(warehouse: Warehouse) -> None:
+    back_date(warehouse, {0: 50, PINNED: 50, UNPINNED: 50, NEWEST: 3})
+    pinned, unpinned = files_of(warehouse, PINNED), files_of(warehouse, UNPINNED)
+    assert run_stage("maintain", warehouse, config("maintain.retention_hours=48")).rows_out["old_files_removed"] == 1
+    assert not unpinned & names(warehouse)
+    assert pinned | files_of(warehouse, NEWEST) == names(warehouse)
+
+
 def test_maintenance_that_was_killed_half_way_is_run_again_as_if_it_had_not_been(
     warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,12 +178,18 @@ def test_a_spare_model_loses_its_artifact_and_then_the_version_that_it_was_train
 
     with monkeypatch.context() as patched:
         patched.setattr(retention, "discard_artifact", killed)
+        account = Account("maintain")
         with pytest.raises(KeyboardInterrupt):
-            retention.remove_artifacts(warehouse, 0, Account("maintain"))
+            retention.remove_artifacts(warehouse, 0, account)
     assert read_models(warehouse).find("m1").artifact is None, "noted before it is gone"
+    assert account.remarks == [
+        f"pinned no longer: vocabulary v{PINNED}, which m1 was trained on, whose artifact goes by maintain.keep_models=0"
+    ]
     account = Account("maintain")
     retention.remove_artifacts(warehouse, 0, account)
     assert "removed the artifacts of archived models: m1" in account.remarks
     assert {path.name for path in Path(warehouse.root, "models").iterdir()} == {"m2", "m3"}
-    assert "its artifact was removed on" in read_models(warehouse).find("m1").reason
+    reason = read_models(warehouse).find("m1").reason
+    assert "its artifact was removed on" in reason
+    assert reason.endswith("what it was trained on is pinned no longer")
     assert {pin.version for pin in stage.pins_of_models(warehouse)} == {NEWEST}, "nothing pins the first any more"

@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from llm_spark.errors import UserError
 from llm_spark.schemas import VOCABULARY
-from llm_spark.tables.maintenance import settings
+from llm_spark.tables.maintenance import files_of_version, settings
 from llm_spark.tables.warehouse import Warehouse
 
 
@@ -52,6 +52,24 @@ def test_a_commit_that_notes_an_origin_counts_also_where_no_row_had_to_change(
         spark.sql(f"ALTER TABLE delta.`{warehouse.path(VOCABULARY)}` SET TBLPROPERTIES ('a' = 'b')")
     assert warehouse.origin(VOCABULARY) == {"from": 2}
     assert warehouse.data_version(VOCABULARY) == warehouse.version(VOCABULARY)
+
+
+def test_files_removed_since_a_time_are_told_as_far_back_as_the_log_remembers(
+    warehouse: Warehouse, spark: SparkSession
+) -> None:
+    files = []
+    for name in "abc":
+        warehouse.replace(VOCABULARY, items(spark, name).coalesce(1), {})
+        files.append(files_of_version(spark, warehouse.path(VOCABULARY)))
+    log = warehouse.log(VOCABULARY)
+    newest = log.commit(log.version)
+    assert newest is not None
+    assert newest.made_ms is not None
+    assert log.files_removed_since(0) == files[0] | files[1]
+    assert log.files_removed_since(newest.made_ms) == files[1]
+    assert log.files_removed_since(newest.made_ms + 1) == set()
+    (Path(warehouse.path(VOCABULARY)) / "_delta_log" / f"{log.version - 1:020}.json").unlink()
+    assert log.files_removed_since(0) == files[1]
 
 
 def test_the_data_version_of_a_missing_table_names_the_stage_that_writes_it(warehouse: Warehouse) -> None:

@@ -103,10 +103,7 @@ def test_sequences_are_written_and_joined_in_row_groups_that_the_reader_likes(
         F.array(F.col("id"), F.col("id")).alias("event_times"),
         F.lit(1).alias("first_target"),
         F.lit(datetime(2025, 1, 1)).alias("started_at"),
-        *[
-            F.lit(None).alias(name)
-            for name in ("features", "outcome_places", "outcome_elapsed_seconds", "outcome_labels")
-        ],
+        *[F.lit(None).alias(name) for name in SEQUENCES.added_later],
     )
 
     def groups() -> list[list[int]]:

@@ -11,7 +11,8 @@ from pyspark.sql import DataFrame, SparkSession
 from llm_spark.errors import UserError
 from llm_spark.reader import Snapshot
 from llm_spark.schemas import PREDICTIONS, RUNS, SEQUENCES, SESSIONS, VOCABULARY
-from llm_spark.tables.warehouse import Warehouse, sql
+from llm_spark.tables.maintenance import files_of_version
+from llm_spark.tables.warehouse import TableState, Warehouse, sql
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_a_table_of_an_earlier_version_gets_the_columns_it_lacks_and_keeps_its_r
 def test_a_pinned_version_and_its_files_outlive_later_writes(warehouse: Warehouse, spark: SparkSession) -> None:
     def rows(token: int) -> DataFrame:
         made = [
-            (f"s{split}", "u", split, [token], [2], [None], [0], [1], 1, datetime(2025, 1, 1), None, None, None, None)
+            (f"s{split}", "u", split, [token], [2], [None], [0], [1], 1, datetime(2025, 1, 1), *[None] * 8)
             for split in ("train", "test")
         ]
         return spark.createDataFrame(made, SEQUENCES.schema)
@@ -103,7 +104,7 @@ def test_a_session_set_to_dynamic_overwriting_does_not_leave_old_partitions(
     warehouse: Warehouse, spark: SparkSession
 ) -> None:
     def rows(split: str) -> DataFrame:
-        made = [("s", "u", split, [2], [2], [None], [0], [1], 1, datetime(2025, 1, 1), None, None, None, None)]
+        made = [("s", "u", split, [2], [2], [None], [0], [1], 1, datetime(2025, 1, 1), *[None] * 8)]
         return spark.createDataFrame(made, SEQUENCES.schema)
 
     spark.conf.set("spark.sql.sources.partitionOverwriteMode", "dynamic")
@@ -123,6 +124,25 @@ def test_undoing_a_replacement_brings_the_former_rows_back_and_forgets_the_origi
     warehouse.undo(VOCABULARY)
     assert [row["item_id"] for row in warehouse.read(VOCABULARY).collect()] == ["a"]
     assert warehouse.origin(VOCABULARY) is None
+
+
+def test_the_states_tell_of_each_table_its_rows_files_and_the_versions_whose_files_are_all_there(
+    warehouse: Warehouse, spark: SparkSession
+) -> None:
+    for item in ("a", "b"):
+        warehouse.replace(VOCABULARY, items(spark, (2, item)).coalesce(1), {})
+    warehouse.insert_new(VOCABULARY, items(spark, (3, "c")).coalesce(1), "item_id")
+    for day, item in ((3, "a"), (1, "b")):
+        warehouse.append(PREDICTIONS, predictions(spark, day, item).coalesce(1), item)
+    first = files_of_version(spark, warehouse.path(VOCABULARY), 1)
+    files = {path.name: path for path in Path(warehouse.path(VOCABULARY)).glob("*.parquet")}
+    for name in first:
+        files.pop(name).unlink()
+    vocabulary, of_predictions = warehouse.states()
+    num_bytes = sum(path.stat().st_size for path in files.values())
+    assert vocabulary == TableState("vocabulary", 3, 2, None, 2, num_bytes, (0, 2, 3))
+    num_bytes = sum(path.stat().st_size for path in Path(warehouse.path(PREDICTIONS)).rglob("*.parquet"))
+    assert of_predictions == TableState("predictions", 2, 2, datetime(2025, 1, 3), 2, num_bytes, (0, 1, 2))
 
 
 def test_a_missing_table_names_the_stage_that_writes_it(warehouse: Warehouse) -> None:
