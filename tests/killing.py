@@ -68,15 +68,23 @@ class Victim:
             if not self.is_alive():
                 return False
             time.sleep(POLL_SECONDS)
+        self._kill(and_children)
+        return self._process.wait() == -signal.SIGKILL
+
+    def wait(self, timeout_seconds: float | None = None) -> int:
+        """The exit code. A command that has not ended by then is killed with all below it: the code is -SIGKILL."""
+        try:
+            return self._process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            self._kill(and_children=True)
+            return self._process.wait()
+
+    def _kill(self, and_children: bool) -> None:
         for pid in [*(descendants(self.pid) if and_children else []), self.pid]:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        return self._process.wait() == -signal.SIGKILL
-
-    def wait(self) -> int:
-        return self._process.wait()
 
 
 def descendants(ancestor: int) -> list[int]:

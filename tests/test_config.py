@@ -112,6 +112,12 @@ def test_settings_that_a_stage_does_not_need_may_be_missing() -> None:
         "evaluate.num_replicates=39",
         "evaluate.ks=[]",
         "train.num_epochs=0",
+        "train.num_epochs=.inf",
+        "train.learning_rate=.inf",
+        "train.weight_decay=.inf",
+        "train.negative_power=.inf",
+        "train.average_decay=1",
+        "model.cosine_scale=.inf",
         "train.seed=abc",
         "sequences.burn_in_tokens=0",
         "sequences.train_until=2025-01-01",
@@ -128,6 +134,8 @@ def test_settings_that_a_stage_does_not_need_may_be_missing() -> None:
         "warehouse=${nothing}",
         "ingest.earliest_time=soon",
         "ingest.csv_delimiter=||",
+        "ingest.pseudonymise_also=[user]",
+        "ingest.pseudonymise_also=[attributes.friend]",
         "ingest.missing.user=keep",
         "ingest.missing.user=",
         "ingest.missing.item=rejct",
@@ -158,6 +166,10 @@ def test_settings_that_a_stage_does_not_need_may_be_missing() -> None:
 )
 def test_a_wrong_value_is_refused_in_one_line(override: str) -> None:
     assert override.split("=")[0] in message(override)
+
+
+def test_gradients_may_be_clipped_to_any_norm_which_is_not_at_all() -> None:
+    assert config.load(None, ["train.clip_norm=.inf"]).train.clip_norm == float("inf")
 
 
 def test_times_are_refused_for_a_split_that_is_not_by_time() -> None:

@@ -72,6 +72,7 @@ class ModelConfig:
             require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "give a number above 0")
         for name in ("dense_size", "memory_size", "cosine_scale"):
             require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "give 0 or more")
+        require(self.cosine_scale < math.inf, "model.cosine_scale", self.cosine_scale, "give a finite number")
         # As an artifact or a settings file has them.
         outcomes = [each if isinstance(each, OutcomeConfig) else OutcomeConfig(**each) for each in self.outcomes]
         object.__setattr__(self, "outcomes", outcomes)
@@ -96,8 +97,11 @@ class ModelConfig:
 
     @property
     def moment_columns(self) -> tuple[str, ...]:
-        """The columns of the table sequences that say at which moments its outcomes are asked about, and what came about."""
-        return ("outcome_places", "outcome_elapsed_seconds", "outcome_labels") if self.outcomes else ()
+        """The columns of the table sequences that say at which moments its outcomes are asked about, what came about, and what stood before."""
+        if not self.outcomes:
+            return ()
+        moments = ("outcome_places", "outcome_elapsed_seconds", "outcome_labels")
+        return (*moments, "num_sessions_before", "first_event_time", "latest_event_time_before", "value_sum_before")
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,12 @@ class TrainConfig:
     learning_rate: float = 0.01
     """Of Adam at its height. Large, since the embeddings of rare items get few steps."""
     weight_decay: float = 0.0
+    """Share of themselves, times the learning rate, by which a step shrinks all matrices (AdamW: Loshchilov and Hutter 2019), the items'
+    vectors among them; biases and the memory of newcomers are not shrunk. 0: none."""
+    average_decay: float = 0.0
+    """Validate and keep, in place of the weights, their exponential moving average: after each step it is this share of itself and the rest
+    of the new weights, which takes the noise of large steps out. .999 is usual, .99 for runs of few thousand steps. It is one more copy of
+    the weights in memory. 0: none."""
     clip_norm: float = 5.0
     """Gradients are scaled down to this norm at most."""
     warmup_steps: int = 50
@@ -173,6 +183,12 @@ class TrainConfig:
             require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "give a number above 0")
         for name in ("warmup_steps", "weight_decay", "checkpoint_seconds", "negative_power", "num_batch_negatives"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "give 0 or more")
+        # Without end are only the norm that nothing is clipped to, and the time to a checkpoint that never comes.
+        for name in ("num_epochs", "learning_rate", "weight_decay", "negative_power"):
+            require(getattr(self, name) < math.inf, f"train.{name}", getattr(self, name), "give a finite number")
+        require(
+            0 <= self.average_decay < 1, "train.average_decay", self.average_decay, "give a share from 0 to below 1"
+        )
         enough = self.batch_rows >= self.num_ranks
         require(enough, "train.batch_rows", self.batch_rows, f"give at least one sequence a rank ({self.num_ranks})")
 

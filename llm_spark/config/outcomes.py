@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from llm_spark.config.checks import one_of, require
 
 PROBABILITY, AMOUNT = OUTCOME_KINDS = ("probability", "amount")
+OUTCOMES_VERSION = 2
+"""Rises when it changes at which moments outcomes are asked about, what the head is told of them, or how amounts are answered: sequences that
+were made under another one are made again, and of a model it is said."""
 
 
 @dataclass(frozen=True)

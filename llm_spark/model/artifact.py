@@ -21,6 +21,7 @@ from typing import Any
 import safetensors.torch
 
 from llm_spark.config import ModelConfig
+from llm_spark.config.outcomes import OUTCOMES_VERSION
 from llm_spark.errors import UserError
 from llm_spark.files import locate, read_file, write_file
 from llm_spark.model.network import NextEventModel
@@ -55,6 +56,7 @@ def save_content(
         "model": dataclasses.asdict(model.config),
         "num_tokens": model.num_tokens,
         "num_event_types": model.num_event_types,
+        "outcomes_version": OUTCOMES_VERSION,
         **settings,
     }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -123,6 +125,13 @@ def read_tables(path: str) -> dict[str, Any]:
     manifest, _ = read_manifest(path)
     tables: dict[str, Any] = json.loads(_read_whole(path, TABLES, manifest["files"][TABLES]))
     return tables
+
+
+def foretells_as_now(path: str) -> bool:
+    """Whether a model that foretells outcomes learnt them as this version of the program asks about them. UserError as `read_tables`."""
+    manifest, _ = read_manifest(path)
+    config = json.loads(_read_whole(path, CONFIG, manifest["files"][CONFIG]))
+    return bool(config.get("outcomes_version") == OUTCOMES_VERSION)
 
 
 def _read_whole(path: str, name: str, expected: dict[str, Any]) -> bytes:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llm_spark.model.outcomes import Moments, account_numbers
-from llm_spark.model.past import Past
+from llm_spark.model.past import Opening, Past
 
 
 def stretches(begins: Tensor, ends: Tensor) -> Tensor:
@@ -50,6 +50,9 @@ class HistoryBatch:
     """What is asked of the histories' outcomes."""
     past: Past | None = None
     """What came before the rows; not given, nothing did."""
+    opening: Opening | None = None
+    """What came before them as the account alone counts it: for rows that begin in the middle of a history with no past of the model's own.
+    Not given, it is that of `past`."""
 
     @classmethod
     def from_columns(
@@ -136,6 +139,7 @@ class HistoryBatch:
             session_offsets=session_offsets,
             moments=moments,
             past=self.past and self.past.rows(first, last),
+            opening=self.opening and self.opening.rows(first, last),
         )
 
     @property
@@ -144,7 +148,7 @@ class HistoryBatch:
         return torch.searchsorted(self.session_offsets[:-1].contiguous(), self.row_offsets)
 
     def sessions(self, row_R: Tensor, first_R: Tensor, last_R: Tensor) -> HistoryBatch:
-        """Of each of these rows its sessions from the `first` to the one before the `last`, counted in the row; without moments.
+        """Of each of these rows its sessions from the `first` to the one before the `last`, counted in the row; without moments and opening.
 
         The batch must lie on the host. Its past, where there is one, is handed on as it is: it is that of the sessions from 0 on.
         """
@@ -205,21 +209,22 @@ class HistoryBatch:
             row_N * (int(self.event_times_N.max()) - int(self.event_times_N.min()) + 1) if self.num_tokens else row_N
         )
         latest_N = (self.event_times_N + lift_N).cummax(0).values - lift_N
-        num_sessions_L, latest_L, began_L = (
-            session_L - first_session_L + 1,
-            latest_N[place_L],
-            self.event_times_N[first_L],
-        )
-        spent_before_L = torch.zeros(len(place_L)).double()
-        if self.past is not None:
-            past = self.past.of(row_L)
-            num_sessions_L, spent_before_L = num_sessions_L + past.num_sessions_B, past.spent_B
-            latest_L = torch.where(past.is_known_B, latest_L.maximum(past.latest_time_B), latest_L)
-            began_L = torch.where(past.is_known_B, past.first_time_B, began_L)
+        opening = self._opening().of(row_L)
+        num_sessions_L = session_L - first_session_L + 1 + opening.num_sessions_B
+        latest_L = latest_N[place_L].maximum(opening.latest_time_B)
         totals_N = torch.nn.functional.pad(self.values_N.double().nan_to_num(0.0, 0.0, 0.0).cumsum(0), (1, 0))
-        spent_L = totals_N[(place_L + 1).to(device)] - totals_N[first_L.to(device)] + spent_before_L.to(device)
-        known_L2 = torch.stack([num_sessions_L, latest_L - began_L], dim=1).to(device)
+        spent_L = totals_N[(place_L + 1).to(device)] - totals_N[first_L.to(device)] + opening.spent_B.to(device)
+        known_L2 = torch.stack([num_sessions_L, latest_L - opening.first_time_B], dim=1).to(device)
         return torch.cat([known_L2.double(), spent_L[:, None]], dim=1).clamp(min=0).log1p().float()
+
+    def _opening(self) -> Opening:
+        """What the rows' accounts begin with."""
+        if self.opening is not None and self.past is None:
+            return self.opening
+        filled_B = self.row_offsets.diff() > 0
+        began_B = torch.zeros(self.num_rows, dtype=torch.int64)
+        began_B[filled_B] = self.event_times_N[self.row_offsets[:-1][filled_B]]
+        return Opening.of_newcomers(began_B) if self.past is None else self.past.opening(began_B)
 
     def moment_numbers(self) -> Tensor:
         """What the outcome head takes of each moment beside the context [L, A]. Raises ValueError where there are no moments."""

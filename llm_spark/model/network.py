@@ -213,6 +213,11 @@ class NextEventModel(nn.Module):
         self, inputs_PE: Tensor, batch_sizes: Tensor, start: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, Tensor]:
         """One session of each user through the fused recurrent kernel: the states of all steps, and each session's last state."""
+        if self.config.cell == "lstm" and inputs_PE.device.type == "cpu" and _is_half_on_cpu():
+            # oneDNN has such an LSTM on CPUs with avx512_fp16 alone and raises elsewhere; torch's own takes ten times single precision's time.
+            with torch.autocast("cpu", enabled=False):
+                started = tuple(state.float() for state in start) if start is not None else None
+                return self._run_cell(inputs_PE.float(), batch_sizes, started)
         packed = PackedSequence(inputs_PE, batch_sizes)
         if self.config.cell == "lstm":
             states, (last_YSH, _) = self.cell(packed, start)
@@ -263,6 +268,10 @@ class NextEventModel(nn.Module):
     def _known(codes: Tensor, num_codes: int) -> Tensor:
         """Codes that came into the vocabulary after this model was trained are unknown to it."""
         return codes.masked_fill((codes < 0) | (codes >= num_codes), UNKNOWN_TOKEN)
+
+
+def _is_half_on_cpu() -> bool:
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16
 
 
 def summary(model: NextEventModel) -> str:

@@ -3,6 +3,8 @@
     u = relu(W_u [d_t, z] + b_u),    s = relu(W_s z + b_s)
     p(event within N days) = sigmoid(w . [u, s] + b), or log(1 + amount) = w . [u, s] + b
 
+The amount itself is foretold as factor * (exp(w . [u, s] + b) - 1), with one factor for each outcome, fitted on validation (calibration.py).
+
 with d_t the context after the event at step t, as the next item is predicted from it, and z what direct marketing has
 always known: log(1 + .) of the time elapsed since that event (recency), of the visits so far (frequency), of the sum of
 their values (monetary value), and of the time from the first to the latest event, standardised. A recurrent state counts
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +97,8 @@ class OutcomeHead(nn.Module):
     """All outcomes of a model, on one hidden layer."""
 
     is_amount_O: Tensor
+    factor_O: Tensor
+    """float32: of the amounts; 1 where none was fitted, and for probabilities."""
     mean_A: Tensor
     std_A: Tensor
 
@@ -106,6 +111,8 @@ class OutcomeHead(nn.Module):
         self.output = nn.Linear(2 * HIDDEN_SIZE, len(outcomes))
         is_amount_O = torch.tensor([outcome.kind == "amount" for outcome in outcomes])
         self.register_buffer("is_amount_O", is_amount_O, persistent=False)
+        self.register_buffer("factor_O", torch.ones(len(outcomes)))
+        self.register_load_state_dict_pre_hook(_with_factors)
 
     @torch.no_grad()
     def begin_at(self, mean_O: Tensor, mean_A: Tensor, std_A: Tensor) -> None:
@@ -124,7 +131,21 @@ class OutcomeHead(nn.Module):
 
     def predictions(self, outputs_LO: Tensor) -> Tensor:
         """Probabilities, and amounts in the unit of the values, [L, O]."""
-        return torch.where(self.is_amount_O, outputs_LO.clamp(min=0).expm1(), outputs_LO.sigmoid())
+        return torch.where(self.is_amount_O, amounts(outputs_LO) * self.factor_O, outputs_LO.sigmoid())
+
+    def calibrate(self, factor_O: Tensor) -> None:
+        """Multiply the amounts by these."""
+        self.factor_O.copy_(torch.where(self.is_amount_O, factor_O.to(self.factor_O), torch.ones_like(self.factor_O)))
+
+
+def _with_factors(head: OutcomeHead, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Models that an earlier version of this program trained have no factors."""
+    state.setdefault(f"{prefix}factor_O", torch.ones_like(head.factor_O))
+
+
+def amounts(outputs_LO: Tensor) -> Tensor:
+    """What log(1 + amount) stands for, below 0 taken as 0."""
+    return outputs_LO.clamp(min=0).expm1()
 
 
 def outcome_losses(outputs_LO: Tensor, labels_LO: Tensor, is_amount_O: Tensor) -> Tensor:

@@ -15,6 +15,38 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Opening:
+    """What the accounts of rows begin with (`HistoryBatch.account`): what the users had done before the rows' first tokens. On the host."""
+
+    num_sessions_B: Tensor
+    """int64: sessions before the row's first one."""
+    first_time_B: Tensor
+    """int64, epoch seconds: the user's first event, that of the row where nothing stands before it."""
+    latest_time_B: Tensor
+    """int64, epoch seconds: the latest event before the row; where there is none, as `first_time_B`."""
+    spent_B: Tensor
+    """float64: sum of the values that were there."""
+
+    @classmethod
+    def from_columns(cls, num_sessions: Tensor, first_times: Tensor, latest_times: Tensor, spent: Tensor) -> Opening:
+        """From num_sessions_before, first_event_time, latest_event_time_before and value_sum_before of the table sequences."""
+        return cls(num_sessions.long(), first_times.long(), latest_times.long(), spent.double())
+
+    @classmethod
+    def of_newcomers(cls, began_B: Tensor) -> Opening:
+        """Of rows that begin their users' histories, at these times."""
+        return cls(torch.zeros_like(began_B), began_B, began_B, torch.zeros(len(began_B)).double())
+
+    def rows(self, first: int, last: int) -> Opening:
+        """Those of the rows `first` to `last - 1`."""
+        return self.of(torch.arange(first, last))
+
+    def of(self, row_R: Tensor) -> Opening:
+        """Those of these rows."""
+        return Opening(*(getattr(self, entry.name)[row_R] for entry in dataclasses.fields(self)))
+
+
+@dataclass(frozen=True)
 class Past:
     """The users' pasts before the first sessions of their rows. The vectors move to the device, the rest stays on the host."""
 
@@ -41,6 +73,12 @@ class Past:
     def is_known_B(self) -> Tensor:
         """bool: whether there is a past at all."""
         return self.num_sessions_B > 0
+
+    def opening(self, began_B: Tensor) -> Opening:
+        """What the accounts of rows that go on from here begin with; `began_B` are the times of their first events."""
+        first_B = torch.where(self.is_known_B, self.first_time_B, began_B)
+        latest_B = torch.where(self.is_known_B, self.latest_time_B, began_B)
+        return Opening(self.num_sessions_B, first_B, latest_B, self.spent_B)
 
     def rows(self, first: int, last: int) -> Past:
         """The pasts of the rows `first` to `last - 1`."""

@@ -19,6 +19,7 @@ from llm_spark.pipelines.registry.aliases import Model, read_models
 from llm_spark.pipelines.registry.fitness import why_it_cannot_be_compared
 from llm_spark.pipelines.registry.promotion import FAILED_REGRESSIONS, decide_promotion, was_evaluated
 from llm_spark.pipelines.registry.serving import Champion, evaluated_models, loaded
+from llm_spark.pipelines.registry.token_tables import SEQUENCES_ID, sequences_id
 from llm_spark.schemas import EVALUATION, SEQUENCES
 from llm_spark.tables.warehouse import Warehouse
 
@@ -49,6 +50,7 @@ def _measure(warehouse: Warehouse, config: Config, account: Account) -> None:
         "models": {name: row.model_id for name, row in rows_of.items()},
         "left_out": [name for name in rows_of if name != MODEL and name not in others],
         "sequences": warehouse.data_version(SEQUENCES, version),
+        SEQUENCES_ID: sequences_id(warehouse),
         "baselines": list(config.evaluate.baselines),
         "ks": list(config.evaluate.ks),
         "num_replicates": config.evaluate.num_replicates,
@@ -125,7 +127,7 @@ def measured_outcomes(
         name: other for name, other in models.items() if name != MODEL and outcomes_note(other.config.outcomes) == same
     }
     with progress("evaluate: outcomes"):
-        return outcome_figures(model, others, window.training, window.test, batch_rows, account)
+        return outcome_figures(model, others, window.training, window.asked, batch_rows, account)
 
 
 def figures(measured: Mapping[str, Measured]) -> dict[tuple[str, str | None], list[Estimate]]:

@@ -18,7 +18,7 @@ from llm_spark.model.artifact import read_tables
 from llm_spark.pipelines.features import require_features
 from llm_spark.pipelines.item_attributes import categories_by
 from llm_spark.pipelines.registry.serving import Champion
-from llm_spark.pipelines.registry.token_tables import made_anew, token_table_ids
+from llm_spark.pipelines.registry.token_tables import made_anew, sequences_id, token_table_ids
 from llm_spark.schemas import EVENTS, SEQUENCES, VOCABULARY
 from llm_spark.scoring import TARGET_RANKS_DDL, target_ranks
 from llm_spark.tables.warehouse import Warehouse
@@ -33,6 +33,7 @@ class EvaluationWindow:
     version: int
     """Of the table sequences."""
     test: DataFrame
+    """Those that predict anything."""
     training: DataFrame
     vocabulary: DataFrame
     """The items that may be recommended: token, item_id."""
@@ -42,6 +43,8 @@ class EvaluationWindow:
     num_users: int
     num_tasks: int
     batch_rows: int
+    asked: DataFrame
+    """All rows of the test split, those that are there for their outcomes alone included."""
 
     def model_ranks(self, model: Champion) -> DataFrame:
         """The ranks frame of a model, in TARGET_RANKS_DDL, lazy."""
@@ -72,7 +75,8 @@ def open_window(warehouse: Warehouse, config: Config, models: Sequence[Champion]
     """
     version = warehouse.version(SEQUENCES)
     all_sequences = warehouse.read(SEQUENCES, version)
-    test, training = (all_sequences.where(F.col("split") == split) for split in ("test", "train"))
+    asked, training = (all_sequences.where(F.col("split") == split) for split in ("test", "train"))
+    test = asked.where(F.col("first_target") < F.size("tokens"))
     counted = test.agg(
         F.count("*").alias("num_sequences"),
         F.coalesce(F.sum(F.size("tokens") - F.col("first_target")), F.lit(0)).alias("num_positions"),
@@ -100,6 +104,7 @@ def open_window(warehouse: Warehouse, config: Config, models: Sequence[Champion]
         counted["num_users"],
         warehouse.spark.sparkContext.defaultParallelism,
         config.evaluate.batch_rows,
+        asked,
     )
 
 
@@ -126,8 +131,9 @@ def seen_of_the_test(warehouse: Warehouse, model: Champion) -> str:
     The certificate says so of the sequences that it was trained on. Of others it is known only where both are split by time, and the test
     begins where the model's own data ended, or later.
     """
-    data_version = warehouse.data_version(SEQUENCES)
-    if data_version == model.sequences_version:
+    data_version, table_id = warehouse.data_version(SEQUENCES), sequences_id(warehouse)
+    is_same_table = model.sequences_id in (None, table_id)
+    if is_same_table and data_version == model.sequences_version:
         return ""
     note = warehouse.origin(SEQUENCES) or {}
     if note.get("split") == model.split == BY_TIME and model.validation_until is not None:
@@ -135,8 +141,10 @@ def seen_of_the_test(warehouse: Warehouse, model: Champion) -> str:
             return ""
         seen = f"begin at {note['validation_until']} and model {model.model_id} has seen events up to {model.validation_until}"
     else:
-        theirs = f"v{model.sequences_version}, split by {model.split}"
-        seen = f"are v{data_version}, split by {note.get('split')}, and model {model.model_id} has seen {theirs}"
+        ours, theirs = f"v{data_version}", f"v{model.sequences_version}"
+        if not is_same_table:
+            ours, theirs = f"{ours} of table {table_id[:8]}", f"{theirs} of table {str(model.sequences_id)[:8]}"
+        seen = f"are {ours}, split by {note.get('split')}, and model {model.model_id} has seen {theirs}, split by {model.split}"
     return f"the test sequences {seen}"
 
 

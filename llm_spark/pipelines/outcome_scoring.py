@@ -10,6 +10,7 @@ from pyspark.sql import functions as F
 
 from llm_spark.config.outcomes import AMOUNT
 from llm_spark.logs import progress
+from llm_spark.model.artifact import foretells_as_now
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.scoring_night import ScoringNight
 from llm_spark.schemas import OUTCOMES
@@ -31,6 +32,11 @@ def write_outcomes(night: ScoringNight, states: DataFrame, account: Account) -> 
     warehouse, model, as_of = night.warehouse, night.model, night.as_of
     if not model.config.outcomes:
         return
+    if not foretells_as_now(model.path):
+        account.remarks.append(
+            f"model {model.model_id} learnt its outcomes under an earlier version of this program, of fewer users, and its amounts are too low on "
+            "average: run `llm-spark sequences` and `llm-spark train`"
+        )
     rules = night.config.score
     with progress("score: outcomes"):
         kernel = functools.partial(

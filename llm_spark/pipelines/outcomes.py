@@ -9,6 +9,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from llm_spark.config import ModelConfig, OutcomeConfig
+from llm_spark.config.outcomes import OUTCOMES_VERSION
 from llm_spark.errors import DataError, UsageError
 from llm_spark.schemas import SPLITS
 from llm_spark.transforms.outcome_kernel import OutcomeRules
@@ -22,7 +23,7 @@ def outcomes_note(outcomes: Sequence[OutcomeConfig]) -> dict[str, Any]:
         {"name": o.name, "event_types": list(o.event_types), "within_days": o.within_days, "kind": o.kind}
         for o in outcomes
     ]
-    return {"outcomes": labelled} if labelled else {}
+    return {"outcomes": labelled, "outcomes_version": OUTCOMES_VERSION} if labelled else {}
 
 
 def asked_outcomes(
@@ -70,7 +71,7 @@ def label_lines(sequences: DataFrame, outcomes: Sequence[OutcomeConfig]) -> list
 
 
 def require_labels(made_from: Mapping[str, Any], config: ModelConfig) -> None:
-    """DataError unless the sequences hold the labels of the model's outcomes; `made_from` is noted in their origin."""
-    outcomes = made_from.get("outcomes", [])
-    if config.outcomes and outcomes != outcomes_note(config.outcomes)["outcomes"]:
+    """DataError unless the sequences hold the labels of the model's outcomes, as they are asked for now; `made_from` is noted in their origin."""
+    wanted = outcomes_note(config.outcomes)
+    if any(made_from.get(name) != value for name, value in wanted.items()):
         raise DataError("the sequences do not hold the labels of model.outcomes as they are: run `llm-spark sequences`")

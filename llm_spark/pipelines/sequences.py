@@ -38,6 +38,8 @@ def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
     as_of = as_of_sessions(all_sessions, config.as_of) if config.as_of is not None else None
     made_from = {
         "sessions": warehouse.data_version(SESSIONS, sessions_version),
+        # A table that is deleted and made anew counts its versions from 0 again.
+        "sessions_table": warehouse.log(SESSIONS).table_id,
         **(as_of.note() if as_of is not None else {}),
         "missing_value": config.ingest.missing.value,
         **asdict(settings),
@@ -103,7 +105,13 @@ def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
         warehouse.replace(SEQUENCES, sequences_of(steps, settings, times, treatment.fill, asked), origin)
         targets = F.size("tokens") - F.col("first_target")
         by_split = (
-            warehouse.read(SEQUENCES).groupBy("split").agg(F.count("*").alias("rows"), F.sum(targets).alias("targets"))
+            warehouse.read(SEQUENCES)
+            .groupBy("split")
+            .agg(
+                F.count("*").alias("rows"),
+                F.sum(targets).alias("targets"),
+                F.count_if(targets == 0).alias("asking_rows"),
+            )
         )
         found = {row["split"]: row for row in by_split.collect()}
     account.rows_in = {"sessions": sessions.count()}
@@ -112,13 +120,15 @@ def sequences(warehouse: Warehouse, config: Config, account: Account) -> None:
     account.read = {SESSIONS.name: sessions_version}
     account.wrote(warehouse, VOCABULARY, EVENT_TYPES, SEQUENCES)
     for split in SPLITS:
-        if split in found:
+        if split in found and found[split]["targets"]:
             account.remarks.append(f"{split}: {found[split]['targets']:,} positions to predict")
         else:
             remedy = (
                 "move sequences.train_until or validation_until" if times else "no user has three of what is left out"
             )
             account.remarks.append(f"{split}: no position to predict; {remedy}")
+        if split in found and (num_rows := found[split]["asking_rows"]):
+            account.remarks.append(f"{split}: {num_rows:,} sequences that predict none are there for their outcomes")
     if as_of is not None and as_of.leaves_out:
         account.remarks.append(f"events after {as_of.day} are left out (as_of)")
     if times:

@@ -36,7 +36,7 @@ from llm_spark.pipelines.registry.aliases import (
     read_models,
 )
 from llm_spark.pipelines.registry.serving import is_whole
-from llm_spark.pipelines.registry.token_tables import outlived_by_a_model, token_table_ids
+from llm_spark.pipelines.registry.token_tables import SEQUENCES_ID, outlived_by_a_model, sequences_id, token_table_ids
 from llm_spark.pipelines.training_folder import TrainingFolder, is_readable
 from llm_spark.reader import ReaderError, Snapshot
 from llm_spark.schemas import EVENT_TYPES, MODELS, SEQUENCES, TRAINING_METRICS, VOCABULARY, Table
@@ -63,10 +63,12 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
     settings: dict[str, Any] = {"model": asdict(config.model), "train": asdict(config.train)}
     identity: list[dict[str, Any]] = [data_versions, {"model": settings["model"], "train": config.train.identity()}]
     models = read_models(warehouse)
-    table_ids = token_table_ids(warehouse)
+    table_ids, of_sequences = token_table_ids(warehouse), {SEQUENCES_ID: sequences_id(warehouse)}
+    # Tables that were removed and made anew reach the same versions, and their rows mean something else.
     if outlived_by_a_model(warehouse, models):
-        # Tables that were removed and made anew reach the same versions, and their tokens mean something else.
         identity.append(table_ids)
+    if outlived_by_a_model(warehouse, models, [SEQUENCES]):
+        identity.append(of_sequences)
     current, waiting = models.champion, models.challenger if config.gate.enabled else None
     for model, state in ((current, ""), (waiting, ", and waits for `llm-spark evaluate`")):
         if model is not None and _is_same_model(warehouse, model, identity):
@@ -100,7 +102,7 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
         return
     discard_artifact(warehouse.model_path(model_id))
     folder = TrainingFolder(f"{warehouse.root}/staging", model_id)
-    all_ids = {**table_ids, "sequences_id": warehouse.log(SEQUENCES).table_id}
+    all_ids = table_ids | of_sequences
     versions |= _version_to_go_on_with(warehouse, folder, all_ids, account)
     training = _snapshot(warehouse, versions, "train")
     if not training.files:
@@ -133,7 +135,7 @@ def train(warehouse: Warehouse, config: Config, account: Account) -> None:
                 "parent": parent.model_id,
                 "table_versions": versions,
                 "data_versions": data_versions,
-                **table_ids,
+                **all_ids,
                 "code_version": code_version(),
                 "splits": splits,
                 "values": (warehouse.origin(SEQUENCES) or {}).get("values"),

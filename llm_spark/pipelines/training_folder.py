@@ -47,7 +47,9 @@ class TrainingFolder:
         return reads is not None and reads.get("table_ids", table_ids) != table_ids
 
     def note(self, versions: dict[str, int], data_versions: dict[str, int], table_ids: dict[str, str]) -> None:
-        """Say what the run that begins now reads."""
+        """Say what the run that begins now reads. Checkpoints are removed where nothing says what their run read: it need not be this."""
+        if self.begun_with() is None:
+            _remove(f"{self.path}/checkpoints")
         content = {"table_versions": versions, "data_versions": data_versions, "table_ids": table_ids}
         write_file(f"{self.path}/{READS}", json.dumps(content).encode())
 
@@ -82,6 +84,12 @@ def _is_older(theirs: dict[str, int], ours: dict[str, int]) -> bool:
 
 
 def _remove(path: str) -> None:
+    """Remove a folder; what says whose it is last, so that a removal which was killed is taken up again."""
     filesystem, name = locate(path)
-    if filesystem.exists(name):
+    if not filesystem.exists(name):
+        return
+    for entry in filesystem.ls(name, detail=False):
+        if not str(entry).endswith(f"/{READS}"):
+            filesystem.rm(str(entry), recursive=True)
+    if filesystem.exists(name):  # no object store has empty folders
         filesystem.rm(name, recursive=True)

@@ -47,7 +47,11 @@ SEQUENCES = Table(
         ("values", t.ArrayType(t.FloatType()), "values, null where there is none"),
         ("session_starts", INTS, "offsets in tokens at which a session begins; the first is 0"),
         ("event_times", t.ArrayType(LONG), "epoch seconds, token by token"),
-        ("first_target", t.IntegerType(), "positions from here on are predicted; what stands before is context"),
+        (
+            "first_target",
+            t.IntegerType(),
+            "positions from here on are predicted; what stands before is context. None is predicted where outcomes alone are asked about",
+        ),
         ("started_at", TIME, "time of the first token"),
         (
             "features",
@@ -61,12 +65,33 @@ SEQUENCES = Table(
             t.ArrayType(t.FloatType()),
             "model.outcomes of the first moment, then of the second, ...: 0 or 1, or log(1 + amount); null where not known yet",
         ),
+        (
+            "num_sessions_before",
+            t.IntegerType(),
+            "the user's sessions before the row's first one; null without model.outcomes, as the three that follow",
+        ),
+        ("first_event_time", LONG, "epoch seconds of the user's first event, in this row or before it"),
+        (
+            "latest_event_time_before",
+            LONG,
+            "epoch seconds of the latest event before the row; of its first token where it begins the history",
+        ),
+        ("value_sum_before", t.DoubleType(), "sum of the values before the row, as the model reads them"),
     ),
     ("split",),
     # A reader shuffles and shards row groups: some ten thousand rows are quick to read and still many groups.
     rows_per_group=16_384,
     is_pinned=True,
-    added_later=("features", "outcome_places", "outcome_elapsed_seconds", "outcome_labels"),
+    added_later=(
+        "features",
+        "outcome_places",
+        "outcome_elapsed_seconds",
+        "outcome_labels",
+        "num_sessions_before",
+        "first_event_time",
+        "latest_event_time_before",
+        "value_sum_before",
+    ),
     is_derived=True,
 )
 

@@ -73,7 +73,8 @@ OUTCOMES = Table(
         (
             "value",
             t.DoubleType(),
-            "the amount foretold for its days, in the unit of events.value; null where it is a probability",
+            "the amount foretold for its days, in the unit of events.value, times the factor that makes it hold on average on validation; null where "
+            "it is a probability",
         ),
         (
             "decile",

@@ -15,6 +15,7 @@ import torch
 from llm_spark.errors import DataError
 from llm_spark.model.history import HistoryBatch
 from llm_spark.model.outcomes import Moments
+from llm_spark.model.past import Opening
 
 
 def like_shaped_slices(batch: pa.RecordBatch, batch_rows: int) -> Iterator[pa.RecordBatch]:
@@ -57,7 +58,8 @@ def history_batch(rows: pa.RecordBatch, num_features: int = 0) -> HistoryBatch:
 
 
 def with_moments(rows: pa.RecordBatch, histories: HistoryBatch, num_outcomes: int) -> HistoryBatch:
-    """The histories of these rows with what is asked of them, in the columns outcome_*. Raises DataError for damaged rows."""
+    """The histories of these rows with what is asked of them, in the columns outcome_*, and what stood before them. Raises DataError for damaged
+    rows."""
     places = list_column(rows, "outcome_places")
     try:
         moments = Moments.from_columns(
@@ -70,7 +72,13 @@ def with_moments(rows: pa.RecordBatch, histories: HistoryBatch, num_outcomes: in
         )
     except ValueError as error:
         raise DataError(f"the sequences are damaged: {error}; run the sequences stage again") from error
-    return dataclasses.replace(histories, moments=moments)
+    opening = Opening.from_columns(
+        *(
+            torch.from_numpy(rows.column(name).to_numpy(zero_copy_only=False).copy())
+            for name in ("num_sessions_before", "first_event_time", "latest_event_time_before", "value_sum_before")
+        )
+    )
+    return dataclasses.replace(histories, moments=moments, opening=opening)
 
 
 def list_column(rows: pa.RecordBatch, name: str) -> pa.ListArray:

@@ -84,7 +84,7 @@ def labelled_moments(
 ) -> Iterator[pa.RecordBatch]:
     """One row for each moment and outcome whose label is known: what came about, and what the model says.
 
-    In: the columns of `foretell` and outcome_places, outcome_elapsed_seconds, outcome_labels. Out (LABELLED_MOMENTS_DDL):
+    In: the columns of `foretell` and the model's `moment_columns`. Out (LABELLED_MOMENTS_DDL):
     `label` is 0 or 1, or log(1 + amount); `prediction` is the logit of the probability, or the foretold log(1 + amount), null
     unless `foretold`. The four numbers are what direct marketing goes by, each as log(1 + .): visits so far, seconds from the
     first to the latest event, sum of the values, and seconds since the latest event. Raises UserError as `foretell`.

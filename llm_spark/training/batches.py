@@ -18,17 +18,33 @@ from llm_spark.errors import DataError, UserError
 from llm_spark.model.history import HistoryBatch
 from llm_spark.model.inputs import num_step_numbers, step_numbers
 from llm_spark.model.outcomes import NUM_ACCOUNT_NUMBERS, Moments
+from llm_spark.model.past import Opening
 from llm_spark.reader import Epoch, RaggedReader, Snapshot
 from llm_spark.tokens import FIRST_ITEM_TOKEN
 from llm_spark.training.distributed import Ranks
 from llm_spark.training.job import TrainingJob
 
 STATISTICS_BATCH_ROWS = 1024
+STALL_SHARE = 0.8
+"""Of the time after which a rank counts as stuck: the reader, which knows the file, speaks first."""
+_REMEDIES = {
+    "or raise stall_seconds": "or raise train.timeout_seconds",
+    "or raise num_attempts": "then run this again",
+    "run with fewer workers or a smaller buffer, then resume": "lower train.reader_workers, then run this again",
+}
+"""The reader's remedies, and what they are in a training run."""
 
 
 def columns_of(config: ModelConfig) -> list[str]:
     """The columns of the sequences table that this model reads."""
     return [*config.history_columns, "first_target", *config.moment_columns]
+
+
+def in_settings(error: str) -> str:
+    """An error of the reader with the remedies that a training run has."""
+    for theirs, ours in _REMEDIES.items():
+        error = error.replace(theirs, ours)
+    return error
 
 
 class Batches(Protocol):
@@ -113,7 +129,7 @@ class ReaderSource:
             seed=config.seed,
             shuffle=shuffle,
             num_workers=max(1, config.reader_workers),
-            stall_seconds=config.timeout_seconds,
+            stall_seconds=STALL_SHARE * config.timeout_seconds,
         )
 
 
@@ -173,7 +189,13 @@ def _with_moments(histories: HistoryBatch, batch: Any, num_outcomes: int) -> His
         row_offsets=histories.row_offsets,
         num_outcomes=num_outcomes,
     )
-    return dataclasses.replace(histories, moments=moments)
+    opening = Opening.from_columns(
+        batch["num_sessions_before"],
+        batch["first_event_time"],
+        batch["latest_event_time_before"],
+        batch["value_sum_before"],
+    )
+    return dataclasses.replace(histories, moments=moments, opening=opening)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Checkpoints of a training run: safetensors and JSON, a manifest with checksums last.
 
     <folder>/step-000000120/
-        weights.safetensors  optimizer.safetensors  random.safetensors  losses.safetensors  best.safetensors
+        weights.safetensors  optimizer.safetensors  random.safetensors  losses.safetensors  best.safetensors  average.safetensors
         state.json      what the checkpoint belongs to, the position in the data, the measurements so far
         manifest.json   size and sha256 of each of the others
 
@@ -11,6 +11,8 @@ also on an object store, which has no renaming of folders. Rank 0 alone writes a
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 from collections.abc import Mapping
@@ -28,6 +30,8 @@ from llm_spark.training.state import Tensors
 FORMAT_VERSION = 1
 STATE = "state.json"
 OWNER = "owner.json"
+SETTINGS = ("model.", "train.", "device")
+"""What of a checkpoint's identity the user sets, by the beginning of its name."""
 
 
 class TakenOverError(Exception):
@@ -59,7 +63,7 @@ class CheckpointFolder:
     def save(self, step: int, state: dict[str, Any], tensors: dict[str, Tensors]) -> None:
         """Write the checkpoint of this step and remove those that are no longer kept.
 
-        Raises TakenOverError when another launch has claimed the folder.
+        Raises TakenOverError when another launch has claimed the folder, and UserError where it cannot be written.
         """
         self.check_owner()
         path = self._path_of(step)
@@ -70,10 +74,15 @@ class CheckpointFolder:
         }
         contents = {f"{name}.safetensors": safetensors.torch.save(group) for name, group in on_host.items()}
         contents[STATE] = _json({"format_version": FORMAT_VERSION, "identity": self._identity, **state})
-        for name, content in contents.items():
-            write_file(f"{path}/{name}", content)
         files = {name: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for name, c in contents.items()}
-        write_file(f"{path}/{MANIFEST}", _json({"format_version": FORMAT_VERSION, "files": files}))
+        contents[MANIFEST] = _json({"format_version": FORMAT_VERSION, "files": files})
+        try:
+            for name, content in contents.items():
+                write_file(f"{path}/{name}", content)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                discard_artifact(path)  # what there is of it takes the room in which this rank says how it ended
+            raise self._not_written(path, sum(map(len, contents.values())), error) from error
         for old in self.steps()[: -self._num_kept]:
             discard_artifact(self._path_of(old))
 
@@ -107,8 +116,11 @@ class CheckpointFolder:
         return sorted(step for step, path in self._folders().items() if filesystem.exists(f"{path}/{MANIFEST}"))
 
     def describe(self) -> str:
-        """What is kept, as the end of an error line."""
-        steps = self.steps()
+        """What is kept, as the end of an error line; nothing where the storage does not say."""
+        try:
+            steps = self.steps()
+        except OSError:
+            return ""
         return f"; '{self.path}' keeps the checkpoint of step {steps[-1]}" if steps else ""
 
     def claim(self) -> None:
@@ -120,6 +132,14 @@ class CheckpointFolder:
         content = read_file(f"{self.path}/{OWNER}") if self._owner else None
         if content is not None and json.loads(content)["owner"] != self._owner:
             raise TakenOverError("another launch of this run has begun: this one, whose driver died, ends here")
+
+    def _not_written(self, path: str, num_bytes: int, error: OSError) -> UserError:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        room = f"free space there, or lower train.keep_checkpoints ({self._num_kept})"
+        return UserError(
+            f"the checkpoint '{path}' of {num_bytes / 2**20:.1f} MiB cannot be written ({error.strerror or error}): "
+            f"{room if is_full else 'make it writable'}{self.describe()}"
+        )
 
     def _path_of(self, step: int) -> str:
         return f"{self.path}/step-{step:09}"
@@ -144,9 +164,10 @@ class CheckpointFolder:
         ours = {"format_version": FORMAT_VERSION, **self._identity}
         for name in sorted(theirs.keys() | ours.keys()):
             if theirs.get(name) != ours.get(name):
+                remedy = "give that setting back, or " if name.startswith(SETTINGS) else ""
                 raise UserError(
                     f"the checkpoint '{path}' was written with {name} {theirs.get(name)!r} and this run has "
-                    f"{ours.get(name)!r}: give that setting back, or remove '{self.path}' to begin anew"
+                    f"{ours.get(name)!r}: {remedy}remove '{self.path}' to begin anew"
                 )
 
 

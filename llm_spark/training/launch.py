@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +26,7 @@ from typing import Any, TextIO
 from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
-from llm_spark.errors import UserError
+from llm_spark.errors import DataError, UserError
 from llm_spark.files import locate, read_file
 from llm_spark.model.artifact import MANIFEST, save_manifest
 from llm_spark.training.checkpoint import CheckpointFolder
@@ -43,6 +45,17 @@ NUM_LOG_LINES = 60
 """Of the log, that go with the error as its cause: `--debug` shows them even where the log is gone."""
 START_SECONDS = 300.0
 """All ranks must have started by then: a cluster without room for them would be waited for silently."""
+REMEDIES = {
+    "SPARK-24942": "the ranks are the tasks of one barrier stage, which Spark refuses under dynamic allocation [SPARK-24942]: "
+    "set spark.dynamicAllocation.enabled=false for training",
+}
+"""What to say in place of Spark's own words, by a sign in them."""
+MAX_CAUSE = 300
+"""Characters of an error that go into the line."""
+ROOM_HERE = "they start beside the driver and load torch at the same time; give train.num_ranks a lower number, or this machine less to do"
+ROOM_ON_A_CLUSTER = (
+    "all need a free Spark task slot at the same time; give train.num_ranks a lower number, or the job more executors"
+)
 
 
 def train(spark: SparkSession, job: TrainingJob) -> TrainingResult:
@@ -58,7 +71,8 @@ def train(spark: SparkSession, job: TrainingJob) -> TrainingResult:
         raise UserError(f"'{job.artifact_path}' holds a model already: give the new model another id")
     config = job.train_config
     launch_id = uuid.uuid4().hex[:12]
-    CheckpointFolder(job.checkpoint_path, {}, owner=launch_id).claim()
+    checkpoints = CheckpointFolder(job.checkpoint_path, {}, owner=launch_id)
+    checkpoints.claim()
     records = run_ranks(
         spark,
         train_rank,
@@ -68,6 +82,7 @@ def train(spark: SparkSession, job: TrainingJob) -> TrainingResult:
         device=config.device,
         timeout_seconds=config.timeout_seconds,
         on_progress=job.on_progress,
+        what_is_kept=lambda: _goes_on(checkpoints),
     )
     result = records[0].result
     ranks = [{"rank": r.rank, "status": r.status, "num_steps": r.result["num_steps"]} for r in records]
@@ -99,10 +114,12 @@ def run_ranks(
     timeout_seconds: float,
     on_progress: Callable[[Progress], None] | None = None,
     grace_seconds: float = GRACE_SECONDS,
+    what_is_kept: Callable[[], str] = lambda: "",
 ) -> list[RankRecord]:
     """Run `function(argument, ranks, on_step)` on `num_ranks` processes; returns their records when all have succeeded.
 
-    Otherwise raises UserError naming the rank and its error; the run's folder, with its log, is then kept.
+    Otherwise raises UserError naming the rank and its error, or what Spark said where no rank began, and `what_is_kept`; the run's folder,
+    with its log, is then kept.
     """
     is_local = (spark.sparkContext.master or "").split("[")[0] == "local"
     folder = RunFolder(f"{work_dir.rstrip('/')}/run-{uuid.uuid4().hex[:12]}")
@@ -110,14 +127,19 @@ def run_ranks(
     use_gpu = _wants_spark_gpus(spark, is_local, device)
     log_path = _log_path(folder)
     job_group = f"train {folder.path}"
+    failures: list[Exception] = []
 
     def run() -> None:
-        spark.sparkContext.setJobGroup(job_group, "llm_spark training", interruptOnCancel=True)
-        # Whatever it raises or returns says little (see records); what it prints is in the log.
-        with contextlib.suppress(Exception):
+        try:
+            spark.sparkContext.setJobGroup(job_group, "llm_spark training", interruptOnCancel=True)
             TorchDistributor(num_ranks, local_mode=is_local, use_gpu=use_gpu).run(
                 run_rank, function, argument, settings
             )
+        except Exception as error:
+            # Of ranks that began their records say more; what those print is in the log.
+            if not _num_started(folder, num_ranks):
+                failures.append(error)
+                traceback.print_exc()
 
     thread = threading.Thread(target=run, name="torch distributor", daemon=True)
     silence = ""
@@ -125,7 +147,8 @@ def run_ranks(
         with _output_to(log_path):
             thread.start()
             attempts = functools.partial(_attempts, spark, job_group)
-            silence = _follow(thread, folder, num_ranks, timeout_seconds + grace_seconds, on_progress, attempts)
+            room = ROOM_HERE if is_local else ROOM_ON_A_CLUSTER
+            silence = _follow(thread, folder, num_ranks, timeout_seconds + grace_seconds, on_progress, attempts, room)
     finally:
         if thread.is_alive():
             _cancel(spark, folder, num_ranks, is_local, job_group)
@@ -138,9 +161,14 @@ def run_ranks(
     if fault is None:
         return [record for record in records.values() if record is not None]
     if fault.is_user_error:
-        raise UserError(fault.line)
-    log_tail = "".join(Path(log_path).read_text(encoding="utf-8").splitlines(keepends=True)[-NUM_LOG_LINES:])
-    raise UserError(f"training failed: {silence or fault.line} (log: {log_path})") from RuntimeError(log_tail)
+        raise (DataError if fault.exit_code == DataError.exit_code else UserError)(fault.line)
+    printed = Path(log_path).read_text(encoding="utf-8")
+    if failures and not silence:
+        why = _telling(failures[0], printed) or fault.line
+        raise UserError(f"training failed: no rank began: {why} (log: {log_path})") from failures[0]
+    log_tail = "".join(printed.splitlines(keepends=True)[-NUM_LOG_LINES:])
+    line = f"training failed: {silence or fault.line}{what_is_kept()} (log: {log_path})"
+    raise UserError(line) from RuntimeError(log_tail)
 
 
 def _follow(
@@ -150,8 +178,11 @@ def _follow(
     silence_seconds: float,
     on_progress: Callable[[Progress], None] | None,
     attempts: Callable[[], Attempts],
+    room: str,
 ) -> str:
     """Wait for the run and pass on its progress; returns why the wait was given up, or nothing when the run has ended or lost a rank.
+
+    `room` says what ranks that do not start lack.
 
     Once a rank has begun, no further attempt of Spark's can succeed (see `run_rank`), and where a machine is gone Spark would wait without
     end for as many free slots as there were before. An attempt that failed before is Spark's to repeat.
@@ -162,7 +193,7 @@ def _follow(
     while thread.is_alive():
         thread.join(POLL_SECONDS)
         progress, num_beats = folder.read_progress()
-        num_started = sum(folder.read_start(rank) is not None for rank in range(num_ranks))
+        num_started = _num_started(folder, num_ranks)
         if (num_beats, num_started) != seen:
             seen, seen_at = (num_beats, num_started), time.monotonic()
             if progress is not None and on_progress is not None:
@@ -173,13 +204,43 @@ def _follow(
         elif attempts() != begun_in:
             return ""
         if num_started < num_ranks and silent_seconds > START_SECONDS:
-            return (
-                f"{num_started} of {num_ranks} ranks started in {START_SECONDS:g} seconds: all need a free Spark task "
-                "slot at the same time; give train.num_ranks a lower number, or the job more executors"
-            )
+            return f"{num_started} of {num_ranks} ranks started in {START_SECONDS:g} seconds: {room}"
         if silent_seconds > silence_seconds:
             return f"no rank gave a sign of life for {silence_seconds:g} seconds"
     return ""
+
+
+def _num_started(folder: RunFolder, num_ranks: int) -> int:
+    return sum(folder.read_start(rank) is not None for rank in range(num_ranks))
+
+
+def _goes_on(checkpoints: CheckpointFolder) -> str:
+    """What is kept of a run that failed, and what for."""
+    kept = checkpoints.describe()
+    return f"{kept}: the same command goes on from there" if kept else ""
+
+
+def _telling(error: Exception, printed: str) -> str:
+    """One line of what kept the ranks from beginning: of Python's trace the error, of the JVM's what stands before its trace.
+
+    Empty where the ranks ended before they said anything.
+    """
+    text = str(error)
+    if "View stdout logs" in text:
+        text = printed
+    for sign, remedy in REMEDIES.items():
+        if sign in text:
+            return remedy
+    _, _, trace = text.partition("Traceback (most recent call last):")
+    lines = [line for line in (trace or text).splitlines() if line.strip()]
+    if trace:
+        said = next((line for line in lines if not line[0].isspace()), "")
+        if said.startswith("torch.distributed.elastic."):  # of torchrun, which does not know either
+            return ""
+    else:
+        before_trace = itertools.takewhile(lambda line: not line.startswith("\tat "), lines)
+        said = " ".join(line.strip() for line in before_trace if not line.startswith("An error occurred while calling"))
+    return said.removeprefix(": ")[:MAX_CAUSE] or type(error).__name__
 
 
 def _attempts(spark: SparkSession, job_group: str) -> Attempts:

@@ -1,5 +1,5 @@
 """The training loop: Adam with warm-up and cosine decay, clipping, accumulation, autocast, validation each epoch, the best
-weights kept; and checkpoints, from the last of which an interrupted run goes on.
+weights kept, or the best average of weights; and checkpoints, from the last of which an interrupted run goes on.
 
 The loss of a step is the sum over the global batch's targets divided by their number. The same code runs on one
 rank and on many.
@@ -13,10 +13,10 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm_spark.config import TrainConfig
 from llm_spark.errors import UserError
@@ -25,10 +25,12 @@ from llm_spark.model.history import HistoryBatch
 from llm_spark.model.losses import NegativeSampler, full_cross_entropy, is_item, sampled_cross_entropy
 from llm_spark.model.network import NextEventModel
 from llm_spark.model.ranking import rank_targets
+from llm_spark.training.averaging import WeightAverage
 from llm_spark.training.batches import BatchSource
 from llm_spark.training.checkpoint import CheckpointFolder
 from llm_spark.training.distributed import GradientBuffer, Ranks
 from llm_spark.training.job import Metric, Progress
+from llm_spark.training.memory import told_where_memory_ends
 from llm_spark.training.outcomes import OUTCOMES_LOSS, OutcomeObjective
 from llm_spark.training.state import (
     FitResult,
@@ -63,6 +65,16 @@ def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
     return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
+def _decay_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Weight decay is for matrices: drawn to zero, a vector (a bias, a newcomer's memory) forgets where the data's middle lies."""
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    return [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+
+
 class Trainer:
     """One rank's part of a training run."""
 
@@ -93,9 +105,8 @@ class Trainer:
         self._generator = torch.Generator(ranks.device).manual_seed(config.seed + ranks.rank)
         # Loss, targets and tokens of the step travel with the gradients, and rank 0's word that a checkpoint is due.
         self._buffer = GradientBuffer(model.parameters(), num_totals=4)
-        self._optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        self._optimizer = torch.optim.AdamW(_decay_groups(model, config), lr=config.learning_rate, fused=True)
+        self._average = WeightAverage(model, config.average_decay)
         self._num_steps = self._total_steps()
         dtype = AUTOCAST[config.precision]
         self._autocast = torch.autocast(ranks.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
@@ -112,21 +123,24 @@ class Trainer:
         Raises UserError when loss or gradients are no longer finite, when memory is exhausted, and for a checkpoint of
         another run.
         """
+        with told_where_memory_ends(
+            self.model.config, self.config, self.ranks.rank, lambda: self._state.result.num_steps
+        ):
+            return self._fit()
+
+    def _fit(self) -> FitResult:
         self._resume()
         state, best, result = self._state, self._state.best, self._state.result
         self._clock_began_at = time.monotonic() - state.position.seconds
         self._last_checkpoint_at = time.monotonic()
-        try:
-            while True:
-                self._train_epoch()
+        while True:
+            self._train_epoch()
+            with self._average.in_place():
                 self._validate_epoch()
-                if result.num_steps >= self._num_steps or best.num_epochs_since >= max(1, self.config.patience):
-                    break
-                state.position.begin_epoch(state.position.epoch + 1)
-        except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise UserError(self._out_of_memory()) from error
+            if result.num_steps >= self._num_steps or best.num_epochs_since >= max(1, self.config.patience):
+                break
+            state.position.begin_epoch(state.position.epoch + 1)
+        self._average.swap()
         if best.weights is not None:
             self.model.load_state_dict(best.weights)
         self.model.eval()
@@ -146,6 +160,7 @@ class Trainer:
             loss_sum, num_targets, num_tokens, is_checkpoint_due = self._step(batch, rate)
             loss = loss_sum / max(1.0, num_targets)
             result.num_steps += 1
+            self._average.update(result.num_steps)
             result.num_tokens += int(num_tokens)
             result.losses.append(loss)
             position.num_batches += 1
@@ -171,6 +186,8 @@ class Trainer:
         of_outcomes = self.outcomes.finish_validation(self.ranks)
         for name, value in of_outcomes.items():
             self._measured(name, value)
+        after = f"after step {result.num_steps}"
+        self._refuse_unless_finite("outcomes' validation loss", of_outcomes.get(OUTCOMES_LOSS, 0.0), after)
         if not self.model.config.next_item_weight and of_outcomes:
             if self._state.best.is_beaten_by(0.0, of_outcomes[OUTCOMES_LOSS], self.model):
                 result.best_step = result.num_steps
@@ -180,6 +197,8 @@ class Trainer:
             return
         loss, recall = validated
         self._measured("validation_loss", loss)
+        # Numbers that are none rank first: a model that the epoch's last step broke would pass for perfect.
+        self._refuse_unless_finite("validation loss", loss, after)
         self._measured(f"validation_recall_at_{RECALL_K}", recall)
         if self._state.best.is_beaten_by(recall, loss, self.model):
             result.best_recall, result.best_step = recall, result.num_steps
@@ -203,7 +222,8 @@ class Trainer:
                     continue
                 ranks_P, log_probability_P = rank_targets(contexts_PD, targets_P, *self.model.output_layer())
             kept_P = is_item(targets_P)
-            hits = (ranks_P[kept_P] <= RECALL_K).sum()
+            ranks_P = ranks_P[kept_P]
+            hits = ((ranks_P >= 1) & (ranks_P <= RECALL_K)).sum()
             totals += torch.stack(
                 [-log_probability_P[kept_P].double().sum(), hits.double(), kept_P.sum().double()]
             ).cpu()
@@ -231,7 +251,8 @@ class Trainer:
         weight_VD, bias_V = self.model.output_layer()
         if not targets:
             contexts, targets = [weight_VD[:0].float()], [torch.zeros(0, dtype=torch.long, device=weight_VD.device)]
-        return fit_temperature(torch.cat(contexts), torch.cat(targets), weight_VD, bias_V, self.ranks.sum_over_ranks)
+        steps = (torch.cat(contexts), torch.cat(targets), weight_VD, bias_V)
+        return fit_temperature(*steps, self.ranks.sum_over_ranks, lambda: self.on_step(None))
 
     def _step(self, batch: HistoryBatch, rate: float) -> tuple[float, float, float, bool]:
         """One optimizer step of all ranks; returns loss sum, targets and tokens of the global batch, and whether to write a checkpoint."""
@@ -250,11 +271,11 @@ class Trainer:
         buffer.gradients.div_(buffer.totals[1].clamp(min=1.0))
         norm = buffer.gradients.norm()
         loss_sum, num_targets, num_tokens, is_due, norm_on_host = torch.cat([buffer.totals, norm[None]]).tolist()
-        if not math.isfinite(loss_sum):
-            self._refuse("loss", loss_sum)
+        at = f"at step {self._state.result.num_steps + 1}"
+        self._refuse_unless_finite("loss", loss_sum, at)
         # An overflow of the scaled loss's gradients is none of the gradients: fp16 leaves such a step out and scales less.
-        if not math.isfinite(norm_on_host) and scaler.get_scale() <= SMALLEST_LOSS_SCALE:
-            self._refuse("gradient's norm", norm_on_host)
+        if scaler.get_scale() <= SMALLEST_LOSS_SCALE:
+            self._refuse_unless_finite("gradient's norm", norm_on_host, at)
         buffer.gradients.mul_((self.config.clip_norm / (norm + 1e-6)).clamp(max=1.0))
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -315,6 +336,8 @@ class Trainer:
                 "optimizer": optimizer_tensors(self.model, self._optimizer),
                 "random": random,
             }
+            if self._average.tensors:
+                tensors["average"] = self._average.tensors
             content["loss_scale"] = self._scaler.state_dict()
             self._checkpoints.save(self._state.result.num_steps, content, tensors)
         self._last_checkpoint_at = time.monotonic()
@@ -331,28 +354,18 @@ class Trainer:
         if found is None:
             found = self._checkpoints.load(chosen)
         restore_weights(self.model, found.tensors["weights"], found.path)
+        self._average.restore(found.tensors.get("average", {}))
         restore_optimizer(self.model, self._optimizer, found.tensors["optimizer"])
         restore_random_states(self.ranks, self._generator, found.tensors["random"])
         self._scaler.load_state_dict(found.state["loss_scale"])
         self._state = RunState.of_parts(found.state, found.tensors)
 
-    def _refuse(self, what: str, value: float) -> NoReturn:
-        position, step = self._state.position, self._state.result.num_steps + 1
+    def _refuse_unless_finite(self, what: str, value: float, where: str) -> None:
+        if math.isfinite(value):
+            return
+        position = self._state.position
         kept = "" if self._checkpoints is None else self._checkpoints.describe()
         raise UserError(
-            f"the {what} is {value} at step {step} (epoch {position.epoch}, batch {position.num_batches}): lower "
+            f"the {what} is {value} {where} (epoch {position.epoch}, batch {position.num_batches}): lower "
             f"train.learning_rate or train.clip_norm, which begins anew; with the same settings it ends here again{kept}"
         )
-
-    def _out_of_memory(self) -> str:
-        config, step = self.config, self._state.result.num_steps + 1
-        negatives = f", or lower train.num_negatives ({config.num_negatives})" if config.loss == "sampled" else ""
-        return (
-            f"out of memory at step {step} on rank {self.ranks.rank}: raise train.accumulate ({config.accumulate}), "
-            f"or lower train.batch_rows ({config.batch_rows}){negatives}"
-        )
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Torch raises a class of its own for a GPU's memory, and a RuntimeError that names the allocator for a CPU's."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

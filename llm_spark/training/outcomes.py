@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from llm_spark.config import ModelConfig, OutcomeConfig
-from llm_spark.model.outcomes import Moments, outcome_losses
+from llm_spark.model.calibration import amount_factors
+from llm_spark.model.outcomes import Moments, OutcomeHead, amounts, outcome_losses
 from llm_spark.training.distributed import Ranks
 
 OUTCOMES_LOSS = "validation_loss_of_outcomes"
@@ -26,8 +27,15 @@ LARGEST_LOGIT = 16.0
 class OutcomeObjective:
     """Weighs the outcomes' losses, and measures them in validation, over all ranks."""
 
-    def __init__(self, config: ModelConfig, num_targets: int = 0, num_labels_O: Tensor | None = None) -> None:
-        """`num_targets` and `num_labels_O` count those of the training split; a model without outcomes needs neither."""
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_targets: int = 0,
+        num_labels_O: Tensor | None = None,
+        head: OutcomeHead | None = None,
+    ) -> None:
+        """`num_targets` and `num_labels_O` count those of the training split; a model without outcomes needs neither. Each validation calibrates
+        the `head`, where given, so that its factors are kept with the weights that they belong to."""
         if config.outcomes and num_labels_O is None:
             raise ValueError("a model that foretells outcomes needs the numbers of their labels to weigh its losses")
         self.outcomes: list[OutcomeConfig] = list(config.outcomes)
@@ -36,6 +44,7 @@ class OutcomeObjective:
             [outcome.weight * num_targets / max(1, num) for outcome, num in zip(self.outcomes, labels, strict=True)]
         )
         self._is_amount_O = torch.tensor([outcome.kind == "amount" for outcome in self.outcomes], dtype=torch.bool)
+        self._head = head
         self.begin_validation()
 
     def loss(self, outputs_LO: Tensor | None, moments: Moments | None) -> Tensor:
@@ -49,6 +58,7 @@ class OutcomeObjective:
         """Forget what was measured before."""
         num_outcomes = len(self.outcomes)
         self._sums_O2 = torch.zeros(num_outcomes, 2, dtype=torch.float64)
+        self._amounts_O2 = torch.zeros(num_outcomes, 2, dtype=torch.float64)
         self._bins_O2H = torch.zeros(num_outcomes, 2, NUM_BINS, dtype=torch.float64)
 
     def add(self, outputs_LO: Tensor | None, moments: Moments | None) -> None:
@@ -59,6 +69,8 @@ class OutcomeObjective:
         known_LO = ~labels_LO.isnan()
         losses_O = outcome_losses(outputs_LO, labels_LO, self._is_amount_O)
         self._sums_O2 += torch.stack([losses_O.double(), known_LO.sum(dim=0).double()], dim=1)
+        both_LO = (amounts(numbers_LO.double()).masked_fill(~known_LO, 0.0) for numbers_LO in (labels_LO, outputs_LO))
+        self._amounts_O2 += torch.stack([numbers_LO.sum(dim=0) for numbers_LO in both_LO], dim=1)
         bins_LO = ((outputs_LO + LARGEST_LOGIT) / (2 * LARGEST_LOGIT) * NUM_BINS).long().clamp(0, NUM_BINS - 1)
         for o in range(len(self.outcomes)):
             for label in (0, 1):
@@ -67,14 +79,18 @@ class OutcomeObjective:
 
     def finish_validation(self, ranks: Ranks) -> dict[str, float]:
         """Over all ranks, by name: each outcome's mean loss, and for probabilities the area under the ROC curve where there are both labels;
-        and OUTCOMES_LOSS. Empty where no moment of validation has a label.
+        and OUTCOMES_LOSS. Empty where no moment of validation has a label. Calibrates the head.
         """
         if not self.outcomes:
             return {}
-        totals = torch.cat([self._sums_O2.flatten(), self._bins_O2H.flatten()])
-        totals = ranks.sum_over_ranks(totals.to(ranks.device)).cpu()
-        sums_O2 = totals[: self._sums_O2.numel()].view_as(self._sums_O2)
-        bins_O2H = totals[self._sums_O2.numel() :].view_as(self._bins_O2H)
+        parts = [self._sums_O2, self._amounts_O2, self._bins_O2H]
+        totals = ranks.sum_over_ranks(torch.cat([part.flatten() for part in parts]).to(ranks.device)).cpu()
+        summed = (
+            total.view_as(part) for total, part in zip(totals.split([p.numel() for p in parts]), parts, strict=True)
+        )
+        sums_O2, amounts_O2, bins_O2H = summed
+        if self._head is not None:
+            self._head.calibrate(amount_factors(amounts_O2[:, 0], amounts_O2[:, 1]))
         found, weighted = {}, 0.0
         for outcome, (loss, num_labels), bins_2H in zip(self.outcomes, sums_O2.tolist(), bins_O2H, strict=True):
             if num_labels == 0:

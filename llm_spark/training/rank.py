@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,17 @@ import torch
 
 from llm_spark.errors import UserError
 from llm_spark.model.artifact import load_artifact, save_content
+from llm_spark.model.history import HistoryBatch
 from llm_spark.model.initial_embedding import begin_at_vectors
 from llm_spark.model.network import NextEventModel, summary
 from llm_spark.reader import ReaderError
 from llm_spark.tokens import FIRST_ITEM_TOKEN
-from llm_spark.training.batches import ReaderSource, measure
+from llm_spark.training.batches import ReaderSource, in_settings, measure
 from llm_spark.training.checkpoint import CheckpointFolder
 from llm_spark.training.distributed import PeerLostError, Ranks, join_ranks
 from llm_spark.training.job import Progress, TrainingJob
 from llm_spark.training.loop import Trainer
+from llm_spark.training.memory import told_where_memory_ends
 from llm_spark.training.outcomes import OutcomeObjective
 from llm_spark.training.records import FAILED, FINISHED, ProgressWriter, RankRecord, RunFolder
 from llm_spark.training.tracking import tracked
@@ -65,9 +67,13 @@ def run_rank(function: RankFunction, argument: Any, settings: RankSettings) -> N
     )
     torch.set_num_threads(settings.num_threads)
     write_progress = ProgressWriter(folder) if rank == 0 else lambda progress: None
+    has_stepped = False
 
     def on_step(progress: Progress | None) -> None:
-        watchdog.beat(f"at step {progress.step + 1}" if progress is not None else "validating")
+        nonlocal has_stepped
+        has_stepped |= progress is not None
+        between_steps = "validating" if has_stepped else "preparing"
+        watchdog.beat(f"at step {progress.step + 1}" if progress is not None else between_steps)
         write_progress(progress)
 
     try:
@@ -79,9 +85,10 @@ def run_rank(function: RankFunction, argument: Any, settings: RankSettings) -> N
         traceback.print_exc()
         # An error's text may run over many lines; the first says what it is.
         text = next(iter(str(error).splitlines()), "")
+        was_waiting, code = isinstance(error, PeerLostError), getattr(error, "exit_code", UserError.exit_code)
         by_user = isinstance(error, UserError | ReaderError)
-        line = text if by_user or isinstance(error, PeerLostError) else f"{type(error).__name__}: {text}"
-        record = RankRecord(rank, FAILED, line, is_user_error=by_user, was_waiting=isinstance(error, PeerLostError))
+        line = in_settings(text) if by_user or was_waiting else f"{type(error).__name__}: {text}"
+        record = RankRecord(rank, FAILED, line, is_user_error=by_user, exit_code=code, was_waiting=was_waiting)
     watchdog.end(lambda: folder.write_end(record))
     if record.status == FAILED:
         # Not sys.exit: the process group's threads may keep a broken process alive.
@@ -90,12 +97,20 @@ def run_rank(function: RankFunction, argument: Any, settings: RankSettings) -> N
 
 
 def train_rank(job: TrainingJob, ranks: Ranks, on_step: OnStep) -> dict[str, Any]:
-    """Train this rank's share of `job`; rank 0 saves the model, all but its manifest. The result is JSON."""
+    """Train this rank's share of `job`; rank 0 saves the model, all but its manifest. The result is JSON.
+
+    Raises UserError for what the user can put right, memory that does not suffice included.
+    """
+    with told_where_memory_ends(job.model_config, job.train_config, ranks.rank):
+        return _train(job, ranks, on_step)
+
+
+def _train(job: TrainingJob, ranks: Ranks, on_step: OnStep) -> dict[str, Any]:
     config = job.train_config
     if job.model_config.hidden_size < SMALLEST_PARALLEL_HIDDEN_SIZE:
         torch.set_num_threads(1)
     source = ReaderSource(job, ranks)
-    statistics = measure(source.statistics_pass(), job.num_tokens, ranks, job.model_config)
+    statistics = measure(_beating(source.statistics_pass(), on_step), job.num_tokens, ranks, job.model_config)
     on_step(None)
     torch.manual_seed(config.seed)
     model = NextEventModel(
@@ -116,7 +131,7 @@ def train_rank(job: TrainingJob, ranks: Ranks, on_step: OnStep) -> dict[str, Any
     checkpoints = CheckpointFolder(job.checkpoint_path, identity, config.keep_checkpoints, job.launch_id)
     model_id = job.artifact_path.rstrip("/").rsplit("/", 1)[-1]
     num_targets = int(statistics.target_counts_V[FIRST_ITEM_TOKEN:].sum())
-    objective = OutcomeObjective(job.model_config, num_targets, statistics.num_labels_O)
+    objective = OutcomeObjective(job.model_config, num_targets, statistics.num_labels_O, model.outcome_head)
     track = config.track if ranks.rank == 0 else "none"
     with tracked(track, model_id, job.tracking_path, identity) as send:
         fitted = Trainer(
@@ -137,3 +152,10 @@ def train_rank(job: TrainingJob, ranks: Ranks, on_step: OnStep) -> dict[str, Any
             "model_summary": summary(model),
         }
     return result
+
+
+def _beating(batches: Iterator[HistoryBatch], on_step: OnStep) -> Iterator[HistoryBatch]:
+    """The batches, with a sign of life after each."""
+    for batch in batches:
+        yield batch
+        on_step(None)

@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from llm_spark.errors import UserError
 from llm_spark.files import read_file, write_file
 from llm_spark.training.job import Progress
 
@@ -36,6 +37,8 @@ class RankRecord:
     error: str = ""
     """One line."""
     is_user_error: bool = False
+    exit_code: int = UserError.exit_code
+    """Of the command, where the error is of the user's making."""
     was_waiting: bool = False
     """It stood in a collective operation, waiting for others: then the fault is another's."""
     result: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -115,6 +118,7 @@ class Fault:
     line: str
     is_user_error: bool = False
     """The line says all there is to know; no log is needed."""
+    exit_code: int = UserError.exit_code
 
 
 def blame(records: dict[int, RankRecord | None]) -> Fault | None:
@@ -131,14 +135,15 @@ def blame(records: dict[int, RankRecord | None]) -> Fault | None:
     own = [record for record in ended if not record.was_waiting]
     for record in own:
         if record.is_user_error:
-            return Fault(record.error, is_user_error=True)
+            return Fault(record.error, is_user_error=True, exit_code=record.exit_code)
     for record in own:
         if record.status == FAILED:
             return Fault(f"rank {record.rank} failed: {record.error}")
     if silent:
         who = f"rank {silent[0]}" if len(silent) == 1 else f"ranks {', '.join(silent)}"
         return Fault(
-            f"{who} ended without a completion record: killed, or out of memory (raise train.accumulate, or lower train.batch_rows)"
+            f"{who} ended without a completion record: killed, or out of memory (raise train.accumulate, or lower train.batch_rows; "
+            "where the model itself is too large, lower model.embedding_size, model.hidden_size or sequences.max_items)"
         )
     suspect = ([record for record in own if record.status == STUCK] or own or ended)[0]
     return Fault(f"rank {suspect.rank} {suspect.status}: {suspect.error}")

@@ -1,6 +1,7 @@
 """The history kernel: sorted steps in, rows of a user's history out, in numpy and Arrow. It needs no Spark.
 
-A row spans [start, end) of a user's steps; positions from `first_target` on are predicted from what stands before them in the row.
+A row spans [start, end) of a user's steps; positions from `first_target` on are predicted from what stands before them in the row. Where
+outcomes are asked about, a row may predict no position: it is there for the moments of a user whom no other row of its split asks about.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import pyarrow as pa
 
 from llm_spark.config import SPLIT_KINDS
 from llm_spark.transforms.fill_kernel import KEEP, FilledValues, ValueFill, fill_values
+from llm_spark.transforms.outcome_account import Openings
 from llm_spark.transforms.outcome_kernel import Moments, OutcomeRules, UserOutcomes
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -29,6 +31,13 @@ class Span:
     start: int
     end: int
     first_target: int
+    first_asked: int
+    """Outcomes are asked about after the steps from this one on, likewise: from the one before the first target on, where no other row of the
+    split asks there."""
+
+    @property
+    def only_asks(self) -> bool:
+        return self.first_asked < self.first_target == self.end - self.start
 
 
 @dataclass(frozen=True)
@@ -53,37 +62,39 @@ def split_spans(rules: HistoryRules) -> SpanChooser:
 
     By time a session belongs to the split in which it ends, and only its events of that time are targets. Else a user's last session (or
     event) is test and the one before validation. What validation and test predict is as late as all that stands before it.
+
+    By time there are also rows that only ask: of a split whose other rows do not ask after the last step that it knows of the user.
     """
 
     def choose(times: np.ndarray, session_ends: np.ndarray, session_starts: np.ndarray) -> list[Span]:
         train_end, validation_end = _split_ends(rules, session_ends, session_starts)
         by_time = rules.split == BY_TIME
-        spans = _chunks(TRAIN, 1, train_end, rules)
+        spans = []
         for split, start, end, boundary in (
+            (TRAIN, 0, train_end, None),
             (VALIDATION, train_end, validation_end, rules.train_until),
             (TEST, validation_end, len(times), rules.validation_until),
         ):
-            for first, last in _latest_so_far(times, max(1, start), end, boundary if by_time else _ALWAYS):
+            first = max(1, start)
+            stretches = (
+                [(first, end)]
+                if boundary is None
+                else _latest_so_far(times, first, end, boundary if by_time else _ALWAYS)
+            )
+            for first, last in stretches:
                 spans += _chunks(split, first, last, rules)
+            is_asked = bool(spans) and (spans[-1].split, spans[-1].end) == (split, end)
+            if by_time and end and not is_asked:
+                length = min(end, rules.max_tokens)
+                spans.append(Span(split, end - length, end, length, length - 1))
         return spans
 
     return choose
 
 
-def latest_spans(max_tokens: int) -> SpanChooser:
-    """One row: the user's newest `max_tokens` steps, as scoring needs them."""
-
-    def choose(times: np.ndarray, session_ends: np.ndarray, session_starts: np.ndarray) -> list[Span]:
-        num_steps = len(times)
-        start = max(0, num_steps - max_tokens)
-        return [Span(TEST, start, num_steps, num_steps - start)]
-
-    return choose
-
-
 def whole_span(times: np.ndarray, session_ends: np.ndarray, session_starts: np.ndarray) -> list[Span]:
-    """One row: all steps."""
-    return [Span(TEST, 0, len(times), len(times))]
+    """One row: all steps, as scoring needs them; it predicts nothing, and nothing is asked about."""
+    return [Span(TEST, 0, len(times), len(times), len(times))]
 
 
 def _split_ends(rules: HistoryRules, session_ends: np.ndarray, session_starts: np.ndarray) -> tuple[int, int]:
@@ -120,7 +131,7 @@ def _chunks(split: int, first: int, end: int, rules: HistoryRules) -> list[Span]
             start, stop = max(0, end - rules.max_tokens), end
         else:
             stop = start + rules.max_tokens
-        spans.append(Span(split, start, stop, here - start))
+        spans.append(Span(split, start, stop, here - start, here - start - (here == first)))
         here = stop
     return spans
 
@@ -142,7 +153,9 @@ def history_batches(
     fill: ValueFill = KEEP,
     outcomes: OutcomeRules | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Turn step batches into history rows, missing values filled by `fill`, with the labels of `outcomes` at the positions that a row predicts.
+    """Turn step batches into history rows, missing values filled by `fill`, with the labels of `outcomes` from each row's `first_asked` on.
+
+    A row that only asks is there where `outcomes` are given, and one of them is known.
 
     A filled value depends on no later step, but for interpolated ones: in a row of training on steps of that row, in other rows on steps before
     the first target.
@@ -151,7 +164,7 @@ def history_batches(
     event_type (int), value, and `features` (list of numbers, or null) where there are any. Out: user_id, split (int), row_number (of the
     user's rows in that split), tokens, event_types, values, session_starts, session_ids and sessions_ended_at (session by session),
     event_times (epoch s), first_target, started_at (timestamp), features (event by event), and outcome_places, outcome_elapsed_seconds,
-    outcome_labels (moment by moment); these four null without any.
+    outcome_labels (moment by moment), and the numbers of `Openings`; features and all that follow null without any.
     """
     waiting: list[pa.RecordBatch] = []
     for batch in batches:
@@ -197,6 +210,7 @@ def _rows(
     begins_user = np.append(True, np.diff(users) != 0)
     logged_values, event_types = _doubles(steps["value"]), steps["event_type"].to_numpy()
     values = fill_values(logged_values, times, begins_user, begins_session, fill)
+    openings = Openings(times, begins_user, begins_session, values) if outcomes else None
     rows: list[_Row] = []
     for user_start, user_end in zip(user_starts, user_ends, strict=True):
         numbers: dict[int, int] = {}
@@ -205,13 +219,15 @@ def _rows(
         spans = choose(times[mine], session_ends[mine], session_starts)
         asked = UserOutcomes(times[mine], event_types[mine], logged_values[mine], outcomes) if outcomes else None
         for span in spans:
+            first = span.start + span.first_asked
+            moments = asked.moments(span.split, span.start, first, span.end) if asked else None
+            if span.only_asks and (moments is None or not len(moments.place_L)):
+                continue
             number = numbers.get(span.split, 0)
             numbers[span.split] = number + 1
-            first = span.start + span.first_target
-            moments = asked.moments(span.split, span.start, first, span.end) if asked else None
             rows.append(_Row(int(user_start), number, span, moments))
     for first in range(0, len(rows), rows_per_batch):
-        yield _row_batch(steps, times, values, begins_session, rows[first : first + rows_per_batch])
+        yield _row_batch(steps, times, values, openings, begins_session, rows[first : first + rows_per_batch])
 
 
 def _doubles(column: pa.ChunkedArray) -> np.ndarray:
@@ -223,6 +239,7 @@ def _row_batch(
     steps: pa.Table,
     times: np.ndarray,
     values: FilledValues,
+    openings: Openings | None,
     begins_session: np.ndarray,
     rows: list[_Row],
 ) -> pa.RecordBatch:
@@ -239,6 +256,7 @@ def _row_batch(
     index, session_index = pa.array(gather), pa.array(gather[is_start])
     readable = np.array([span.end - span.start if span.split == TRAIN else span.first_target for span in spans])
     row_values = values.at(gather, np.repeat(starts + readable, lengths))
+    user_starts = np.array([row.user_start for row in rows], dtype=np.int64)
 
     def lists(name: str, kind: pa.DataType) -> pa.ListArray:
         return pa.ListArray.from_arrays(list_offsets, _taken(steps, name, index).cast(kind))
@@ -261,6 +279,7 @@ def _row_batch(
             "started_at": steps["event_time"].take(pa.array(starts)).combine_chunks(),
             "features": _features(steps, index, offsets),
             **_outcome_columns([row.moments for row in rows]),
+            **(Openings.none(len(rows)) if openings is None else openings.of(starts, user_starts, starts + readable)),
         }
     )
 

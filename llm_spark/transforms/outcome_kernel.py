@@ -4,7 +4,8 @@ A moment is a place of the history and a time at or after it: the user is seen a
 on. Asked is after every event, at the time of the latest event so far, once all that happened by then is known (of twenty lines of one invoice
 after the last); and at regular instants while the user stays silent (snapshots, as a nightly run sees its users): a model that knew only the
 former could say nothing of a user who has been away for a month. Training on snapshots of the silent is landmarking (van Houwelingen 2007,
-"Dynamic prediction by landmarking in event history analysis").
+"Dynamic prediction by landmarking in event history analysis"). A split asks at its own times alone, from the end of the one before to its
+own end, and there of everybody who is known by then: users who have been silent since before it began, too.
 
 The label of a moment m looks at the user's events in (m, m + window], whatever row they stand in. It is nan, censored, unless the window is
 closed: m + window lies before the time up to which the split may know. Times are epoch microseconds.
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _DAY = 86_400 * 1_000_000
+_ALWAYS = np.iinfo(np.int64).min
 MIN_SNAPSHOT, MAX_SNAPSHOT = _DAY, 7 * _DAY
 """Between snapshots: a quarter of the shortest window, for nearer ones see almost the same days after them. A day at least, as a nightly run
 has it, so that a year of silence is not thousands of moments; a week at most, so that it is some."""
@@ -40,6 +42,10 @@ class OutcomeRules:
 
     rules: tuple[OutcomeRule, ...]
     known_until: tuple[int, int, int]
+
+    def asked_from(self, split: int) -> int:
+        """The time from which on a split's moments are asked about: where the split before it ends."""
+        return self.known_until[split - 1] if split else _ALWAYS
 
 
 @dataclass(frozen=True)
@@ -73,9 +79,11 @@ class UserOutcomes:
             self._totals.append(np.append(0.0, np.cumsum(counts_N * known_values_N if rule.is_amount else counts_N)))
 
     def moments(self, split: int, start: int, first: int, end: int) -> Moments:
-        """Of a row that begins at step `start`, at the places [first, end) of the history."""
+        """Of a row that begins at step `start`, at the places [first, end) of the history, from the time on at which the split begins."""
         known_until = self._outcomes.known_until[split]
         place_L, moment_L = self._places_and_times(first, end, known_until)
+        is_own_L = moment_L >= self._outcomes.asked_from(split)
+        place_L, moment_L = place_L[is_own_L], moment_L[is_own_L]
         label_LO = np.full((len(place_L), len(self._outcomes.rules)), np.nan, dtype=np.float32)
         after_L = np.searchsorted(self._times_N, moment_L, side="right")
         for o, (rule, total) in enumerate(zip(self._outcomes.rules, self._totals, strict=True)):

@@ -21,7 +21,8 @@ from llm_spark.transforms.splits import SplitTimes
 
 _KERNEL_OUTPUT = """user_id string, split int, row_number int, tokens array<int>, event_types array<int>, values array<float>,
 session_starts array<int>, session_ids array<string>, sessions_ended_at array<timestamp>, event_times array<bigint>, first_target int,
-started_at timestamp, features array<float>, outcome_places array<int>, outcome_elapsed_seconds array<bigint>, outcome_labels array<float>"""
+started_at timestamp, features array<float>, outcome_places array<int>, outcome_elapsed_seconds array<bigint>, outcome_labels array<float>,
+num_sessions_before int, first_event_time bigint, latest_event_time_before bigint, value_sum_before double"""
 _HISTORY_COLUMNS = (
     "tokens",
     "event_types",
@@ -32,7 +33,15 @@ _HISTORY_COLUMNS = (
     "started_at",
     "features",
 )
-_MOMENT_COLUMNS = ("outcome_places", "outcome_elapsed_seconds", "outcome_labels")
+_OUTCOME_COLUMNS = (
+    "outcome_places",
+    "outcome_elapsed_seconds",
+    "outcome_labels",
+    "num_sessions_before",
+    "first_event_time",
+    "latest_event_time_before",
+    "value_sum_before",
+)
 _EPOCH = datetime(1970, 1, 1)
 
 
@@ -103,7 +112,7 @@ def sequences(
     outcomes: OutcomeRules | None = None,
 ) -> DataFrame:
     """Rows of schemas.SEQUENCES: histories cut into training, validation and test as `config.split` says; `times` where it is by time.
-    With `outcomes`, their labels at what each row predicts.
+    With `outcomes`, their labels at the times of the row's split; and rows that predict nothing, of users who have but these in it.
 
     What stands before a split's beginning is context, never a target. By time, no row of training holds an event at or after `train_until`.
     """
@@ -113,7 +122,7 @@ def sequences(
     split = F.element_at(F.array(*[F.lit(name) for name in SPLITS]), F.col("split") + 1)
     sequence_id = stable_id(F.col("user_id"), split, F.col("row_number").cast("string"))
     return rows.select(
-        sequence_id.alias("sequence_id"), "user_id", split.alias("split"), *_HISTORY_COLUMNS, *_MOMENT_COLUMNS
+        sequence_id.alias("sequence_id"), "user_id", split.alias("split"), *_HISTORY_COLUMNS, *_OUTCOME_COLUMNS
     )
 
 

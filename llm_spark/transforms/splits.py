@@ -104,17 +104,21 @@ def event_places(sessions: DataFrame, split: str, times: SplitTimes | None) -> D
     Training predicts all of its events but a user's first. Validation and test predict those that are as late as all that stands before
     them in the history and, by time, not before their split begins: sessions of one user that overlap would show them their future.
     """
-    divided = divided_sessions(sessions, split, times).withColumn("previous_end", F.lag("ended_at").over(_history()))
+    # Not the sessions' ends: a collapsed repeat may end one, and stands in no row.
+    before = _history().rowsBetween(Window.unboundedPreceding, -1)
+    divided = divided_sessions(sessions, split, times).withColumn(
+        "latest_before", F.max(F.array_max("event_times")).over(before)
+    )
     steps = divided.select(
         "user_id",
         "session_id",
         "train_end",
         "validation_end",
-        "previous_end",
+        "latest_before",
         F.posexplode("event_times").alias("place", "event_time"),
     )
-    has_context = (F.col("place") > 0) | F.col("previous_end").isNotNull()
-    is_latest = F.col("previous_end").isNull() | (F.col("event_time") >= F.col("previous_end"))
+    has_context = (F.col("place") > 0) | F.col("latest_before").isNotNull()
+    is_latest = F.col("latest_before").isNull() | (F.col("event_time") >= F.col("latest_before"))
 
     def in_time(begins: datetime | None) -> Column:
         return is_latest if begins is None else is_latest & (F.col("event_time") >= F.lit(begins))

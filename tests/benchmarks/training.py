@@ -1,20 +1,22 @@
 """The training loop against its rivals on the same rows: python -m tests.benchmarks.training [--quick] [--profile]
 
 Histories of simulated users in a Parquet table on disk; the default network without dropout, full softmax, batches of
-128 histories, one thread. In turns within one run:
+128 histories, one thread. In turns within one run, each turn in the other order than the one before; about five minutes
+on two cores that nobody else uses:
 
     ours           ReaderSource and Trainer as a rank of `llm-spark train` runs them, reader and all
     in_memory      the same Trainer on the same batches, read before the clock starts
     tutorial_loop  the same network and training with row dicts, a DataLoader, padding and full softmax (tutorial_loop.py)
-    plain_gru      no bar: a bare padded GRU over whole histories, with a fraction of our work a token
+    plain_gru      no bar, and in the first turn alone: a bare padded GRU over whole histories, with a fraction of our work a token
     bf16           ours under bf16 autocast
     one_rank       ours in a process of its own, and
     two_ranks      in two processes of one thread each, over gloo
 
 The losses of all steps of ours and in_memory are compared to the bit; those of tutorial_loop, which begins with the same
-weights, to float tolerance; bf16 and two_ranks (whose batches are cut otherwise) by their last losses. Speed is tokens
-a second, the rival's steps being as many as fit into about the time of ours. A ratio is the median over turns of ours
-over the rival's; for bf16 of bf16 over fp32, for two_ranks of two ranks over one.
+weights, to float tolerance; bf16 and two_ranks (whose batches are cut otherwise) by their last losses: after the first turn,
+so that a run whose contenders do not learn alike ends there. Speed is tokens a second; tutorial_loop and plain_gru take the
+first NUM_TUTORIAL_STEPS of our steps. A ratio is the median over turns of ours over the rival's; for bf16 of bf16 over fp32
+(the processor's flags are printed: without avx512_bf16 or amx_bf16 it rounds for nothing), for two_ranks of two ranks over one.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import argparse
 import contextlib
 import json
 import os
+import platform
 import socket
 import statistics
 import tempfile
@@ -56,6 +59,11 @@ TUTORIAL_LOSS_TOLERANCE = 1e-3
 LAST_LOSS_TOLERANCE = 0.03
 """Relative, of the last steps' mean loss: bf16 rounds, and two ranks cut other batches."""
 NUM_LAST_STEPS = 5
+NUM_TUTORIAL_STEPS = 2
+NAMES = ("ours", "in_memory", "tutorial_loop", "plain_gru", "bf16", "one_rank", "two_ranks")
+ONCE = ("plain_gru",)
+"""Contenders without a bar, which take part in the first turn alone."""
+CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 
 
 @dataclass(frozen=True)
@@ -85,11 +93,9 @@ class InMemory:
         return iter(())
 
 
-def write_job(folder: Path, num_users: int, num_items: int) -> TrainingJob:
+def write_job(folder: Path, simulation: SimulationConfig) -> TrainingJob:
     """The simulated users' training rows in Parquet, and a job of one epoch over them."""
-    histories = simulated_histories(
-        SimulationConfig(num_users=num_users, num_items=num_items, items_per_intent=num_items * 3 // 20)
-    )
+    histories = simulated_histories(simulation)
     file = folder / "sequences.parquet"
     pq.write_table(histories.training, file, row_group_size=GROUP_ROWS)
     return TrainingJob(
@@ -140,7 +146,6 @@ class Contenders:
         self.statistics = measure(self.source.statistics_pass(), job.num_tokens, self.ranks, job.model_config)
         self.batches = list(self.source.training(0))
         self._rows = self._rows_by_batch()
-        self.num_tutorial_steps = len(self.batches)
 
     def _rows_by_batch(self) -> list[list[tutorial_loop.Row]]:
         """The rows of each of our batches as dicts: the tutorial learns from the same batches, so that losses compare."""
@@ -183,13 +188,13 @@ class Contenders:
 
     def _tutorial(self, model: torch.nn.Module, collate: object) -> Turn:
         config = self.job.train_config
-        rows = [row for batch in self._rows[: self.num_tutorial_steps] for row in batch]
+        rows = [row for batch in self._rows[:NUM_TUTORIAL_STEPS] for row in batch]
         loader = torch.utils.data.DataLoader(rows, config.batch_rows, collate_fn=collate)  # type: ignore[arg-type]
         clock = Clock()
         losses = tutorial_loop.train(
             model, loader, lambda step: learning_rate(step, len(self.batches), config), config.clip_norm
         )
-        num_tokens = sum(batch.num_tokens for batch in self.batches[: self.num_tutorial_steps])
+        num_tokens = sum(batch.num_tokens for batch in self.batches[:NUM_TUTORIAL_STEPS])
         return clock.turn(num_tokens, losses)
 
 
@@ -280,27 +285,59 @@ def profile(contenders: Contenders) -> None:
     print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=45))
 
 
+def describe(contenders: Contenders, simulation: SimulationConfig) -> dict[str, Any]:
+    """What is measured, and on which processor."""
+    job = contenders.job
+    info = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in info)}
+    flags = told.get("flags", "").split()
+    return {
+        "seeds": {"simulation": simulation.seed, "training": job.train_config.seed},
+        "users": simulation.num_users,
+        "items": simulation.num_items,
+        "rows": sum(batch.num_rows for batch in contenders.batches),
+        "tokens": sum(batch.num_tokens for batch in contenders.batches),
+        "steps": len(contenders.batches),
+        "batch_rows": job.train_config.batch_rows,
+        "parameters": sum(p.numel() for p in new_model(job, contenders.statistics).parameters()),
+        "torch": torch.__version__,
+        "cpu": told.get("model name", platform.machine()),
+        "cores": len(os.sched_getaffinity(0)),
+        "cpu_flags": [flag for flag in CPU_FLAGS if flag in flags],
+    }
+
+
+def take_turns(contenders: Contenders, num_turns: int) -> list[dict[str, Turn]]:
+    """Everyone's turns; the losses are compared after the first."""
+    turns: list[dict[str, Turn]] = []
+    for number in range(num_turns):
+        order = [name for name in NAMES[:: -1 if number % 2 else 1] if not (number and name in ONCE)]
+        turns.append({})
+        for name in order:
+            began = time.perf_counter()
+            turns[-1][name] = getattr(contenders, name)()
+            print(f"turn {number + 1} of {num_turns}: {name:<14}{time.perf_counter() - began:>7.1f} s", flush=True)
+        if number == 0:
+            check_losses(turns[0])
+    return turns
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer users and turns; for development")
     parser.add_argument("--profile", action="store_true", help="print where the time of ours goes, and nothing else")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    num_users, num_items, num_turns = (2_000, 1_000, 2) if arguments.quick else (6_000, 5_000, 5)
-    names = ("ours", "in_memory", "tutorial_loop", "plain_gru", "bf16", "one_rank", "two_ranks")
+    num_users, num_items, num_turns = (600, 1_000, 2) if arguments.quick else (2_000, 5_000, 4)
+    simulation = SimulationConfig(num_users=num_users, num_items=num_items, items_per_intent=num_items * 3 // 20)
     with tempfile.TemporaryDirectory() as folder:
-        contenders = Contenders(write_job(Path(folder), num_users, num_items))
+        contenders = Contenders(write_job(Path(folder), simulation))
+        about = describe(contenders, simulation)
+        print("\n".join(f"{name:<12}{value}" for name, value in about.items()), flush=True)
         if arguments.profile:
             profile(contenders)
             return
-        contenders.num_tutorial_steps = max(2, len(contenders.batches) // 10)
-        turns: list[dict[str, Turn]] = []
-        for number in range(num_turns):
-            order = names if number % 2 == 0 else names[::-1]
-            turns.append({name: getattr(contenders, name)() for name in order})
-            print(f"turn {number + 1} of {num_turns} done", flush=True)
-    check_losses(turns[0])
-    speeds = {name: [turn[name].tokens_per_second for turn in turns] for name in names}
+        turns = take_turns(contenders, num_turns)
     over = {
         "in_memory": ("ours", "in_memory"),
         "tutorial_loop": ("ours", "tutorial_loop"),
@@ -309,17 +346,23 @@ def main() -> None:
         "two_ranks": ("two_ranks", "one_rank"),
     }
     ratios = {
-        name: statistics.median(a / b for a, b in zip(speeds[top], speeds[bottom], strict=True))
+        name: statistics.median(
+            turn[top].tokens_per_second / turn[bottom].tokens_per_second
+            for turn in turns
+            if top in turn and bottom in turn
+        )
         for name, (top, bottom) in over.items()
     }
     print(f"\n{'contender':<16}{'tokens/s':>10}{'tokens/CPU s':>14}  {'ratio':>6}  {'bar':>6}")
-    for name in names:
+    for name in NAMES:
         ratio = f"{ratios[name]:.2f}" if name in ratios else ""
         bar = f"{BARS[name]:.2f}" if name in BARS else ""
-        by_cpu = statistics.median(turn[name].tokens_per_cpu_second for turn in turns)
-        print(f"{name:<16}{statistics.median(speeds[name]):>10,.0f}{by_cpu:>14,.0f}  {ratio:>6}  {bar:>6}")
+        taken = [turn[name] for turn in turns if name in turn]
+        speed = statistics.median(turn.tokens_per_second for turn in taken)
+        by_cpu = statistics.median(turn.tokens_per_cpu_second for turn in taken)
+        print(f"{name:<16}{speed:>10,.0f}{by_cpu:>14,.0f}  {ratio:>6}  {bar:>6}")
     rounded = {name: round(ratio, 3) for name, ratio in ratios.items()}
-    print(json.dumps({"benchmark": "training", "ratios": rounded, "bars": BARS}))
+    print(json.dumps({"benchmark": "training", "ratios": rounded, "bars": BARS, "about": about}))
 
 
 if __name__ == "__main__":

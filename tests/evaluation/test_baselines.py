@@ -52,10 +52,15 @@ TRAINING = [
     Row("a1", [2, 3, 4, 2], [0], [10, 11, 12, 13], 1),
     Row("a2", [4, 2, 3, 2, 6, 2], [0, 3], [12, 13, 14, 15 + 8 * DAY, 16 + 8 * DAY, 17 + 8 * DAY], 2),
     Row("b1", [7, 4, 5], [0, 1], [10, 20, 21], 1),
+    # Rows that predict nothing, and are there for their outcomes, teach nothing.
+    Row("c1", [7], [0], [30], 1),
 ]
 VOCABULARY = [2, 3, 4, 5, 6, 7]
 # The session 4, 1 (unknown), 4, 3 is followed by one of 3, 9: 9 is beyond the vocabulary.
-TESTS = [Row("t", [4, 1, 4, 3, 3, 9], [0, 4], [100, 101, 102, 103, 104, 105], 1)]
+TESTS = [
+    Row("t", [4, 1, 4, 3, 3, 9], [0, 4], [100, 101, 102, 103, 104, 105], 1),
+    Row("s", [2, 3], [0], [100, 101], 2),
+]
 
 
 def test_the_names_that_can_be_configured_are_the_baselines_there_are() -> None:

@@ -42,7 +42,8 @@ def memories(warehouse: Warehouse) -> np.ndarray:
 def assert_same_tables(ours: Warehouse, theirs: Warehouse) -> None:
     assert are_equal(weights(Path(ours.root)), weights(Path(theirs.root)))
     our_rows, their_rows = rows(ours), rows(theirs)
-    assert our_rows.keys() == their_rows.keys()
+    in_one_alone = our_rows.keys() ^ their_rows.keys()
+    assert not in_one_alone, f"in one warehouse alone: {sorted(in_one_alone)}"
     for name in their_rows:
         assert our_rows[name] == their_rows[name], name
     np.testing.assert_allclose(scores(ours), scores(theirs), rtol=0, atol=SCORE_TOLERANCE)

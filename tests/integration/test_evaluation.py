@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,31 @@ def test_after_tokens_were_removed_and_made_anew_another_model_is_trained(
     # As maintain leaves it: nothing tells any more which tables the former one was trained on.
     shutil.rmtree(former.path)
     assert run_stage("train", anew, chain.config).nothing_to_do
+
+
+def test_after_the_sequences_alone_were_removed_and_made_anew_another_model_is_trained(
+    chain: Chain, copied: Warehouse
+) -> None:
+    former = champion(copied)
+    assert former.sequences_id == copied.log(SEQUENCES).table_id
+    assert former.validation_until is not None
+    train_until, validation_until = (
+        str(datetime.fromisoformat(former.validation_until) - timedelta(days=days)) for days in (2, 1)
+    )
+    config = chain.with_settings(
+        f"sequences.train_until={train_until}", f"sequences.validation_until={validation_until}"
+    )
+    shutil.rmtree(copied.path(SEQUENCES))
+    run_stage("sequences", copied, config)
+    # Its version is what it was, as are those of the token tables, and so are the settings of train and evaluate.
+    assert copied.version(SEQUENCES) == chain.warehouse.version(SEQUENCES)
+    with pytest.raises(DataError, match=f"begin at {validation_until} and model {former.model_id} has seen events up"):
+        run_stage("evaluate", copied, config)
+    assert not run_stage("train", copied, config).nothing_to_do
+    assert champion(copied).model_id != former.model_id
+    assert not run_stage("evaluate", copied, config).nothing_to_do
+    for stage in ("train", "evaluate"):
+        assert run_stage(stage, copied, config).nothing_to_do
 
 
 def test_categories_are_those_of_the_attribute_that_the_setting_names(chain: Chain) -> None:

@@ -21,6 +21,7 @@ from pyspark.sql import functions as F
 from llm_spark import config as settings
 from llm_spark.config import Config
 from llm_spark.config.model import BASELINES
+from llm_spark.config.outcomes import OUTCOMES_VERSION
 from llm_spark.errors import DataError, UsageError
 from llm_spark.model.artifact import load_artifact
 from llm_spark.pipelines.account import Account
@@ -28,7 +29,7 @@ from llm_spark.pipelines.registry.aliases import read_models
 from llm_spark.pipelines.registry.serving import champion
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import EVALUATION, PREDICTIONS, SEQUENCES, SESSIONS, TRAINING_METRICS
-from llm_spark.scoring import FORETELL_DDL, foretell
+from llm_spark.scoring import FORETELL_DDL, LABELLED_MOMENTS_DDL, foretell, labelled_moments
 from llm_spark.tables.warehouse import Warehouse, sql
 
 SETTINGS = """
@@ -56,10 +57,18 @@ START = datetime(2025, 1, 1)
 TRAIN_UNTIL, VALIDATION_UNTIL = datetime(2025, 2, 1), datetime(2025, 2, 15)
 
 
+SILENT = {"once": [3.0], "gone": [2.0, 20.0]}
+"""Users of few events, by their days."""
+
+
 def log_of(num_users: int) -> list[dict[str, Any]]:
-    """Visits of one to three events, minutes apart, over two months; a third of the quantities are missing or no numbers."""
+    """Visits of one to three events, minutes apart, over two months; a third of the quantities are missing or no numbers. And the silent."""
     rng = np.random.default_rng(5)
-    lines = []
+    lines = [
+        {"user": user, "item": "i0", "at": (START + timedelta(days=day)).isoformat(), "type": "buy", "price": 5.0}
+        for user, days in SILENT.items()
+        for day in days
+    ]
     for user in range(num_users):
         day = float(rng.uniform(0, 10))
         while day < 60:
@@ -109,7 +118,7 @@ def foretold(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> R
 
 
 def quantity(line: dict[str, Any]) -> float | None:
-    return float(line["quantity"]) if line["quantity"] not in (None, "many") else None
+    return float(line["quantity"]) if line.get("quantity") not in (None, "many") else None
 
 
 def test_every_baseline_is_measured_on_the_positions_of_the_model(foretold: Run) -> None:
@@ -133,16 +142,21 @@ def test_sessions_and_sequences_carry_the_numbers_of_the_log(foretold: Run) -> N
 def test_labels_tell_what_the_log_holds_after_each_moment_and_none_looks_beyond_its_split(foretold: Run) -> None:
     newest = max(datetime.fromisoformat(line["at"]) for line in foretold.log)
     ends = {"train": TRAIN_UNTIL, "validation": VALIDATION_UNTIL, "test": newest}
+    begins = {"train": START, "validation": TRAIN_UNTIL, "test": VALIDATION_UNTIL}
     num_labels = dict.fromkeys(ends, 0)
+    moments, asked_of = [], {split: set() for split in ends}
     for row in foretold.warehouse.read(SEQUENCES).collect():
         events, labels = foretold.events_of(row["user_id"]), row["outcome_labels"]
         assert len(labels) == 2 * len(row["outcome_places"])
+        assert row["outcome_places"] or row["first_target"] < len(row["tokens"])
         for index, (place, elapsed) in enumerate(
             zip(row["outcome_places"], row["outcome_elapsed_seconds"], strict=True)
         ):
-            assert place >= row["first_target"]
             seconds = row["event_times"][place] + elapsed
             asked = datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+            assert begins[row["split"]] <= asked < ends[row["split"]]
+            moments.append((row["user_id"], seconds))
+            asked_of[row["split"]].add(row["user_id"])
             for label, days, is_amount in ((labels[2 * index], 5, False), (labels[2 * index + 1], 10, True)):
                 until = asked + timedelta(days=days)
                 if label is None:
@@ -155,8 +169,50 @@ def test_labels_tell_what_the_log_holds_after_each_moment_and_none_looks_beyond_
                 assert label == pytest.approx(math.log1p(spent) if is_amount else float(bool(follow)), rel=1e-5)
                 num_labels[row["split"]] += 1
     assert all(number > 20 for number in num_labels.values())
+    assert len(set(moments)) == len(moments)
+    users = {line["user"] for line in foretold.log}
+    assert asked_of == dict.fromkeys(ends, users), (
+        "everybody was there early in training, and is asked about ever after"
+    )
     (line,) = [remark for remark in foretold.accounts["sequences"].remarks if "'returns'" in remark]
     assert line.startswith("moments with a label of 'returns': train ")
+
+
+def test_each_row_tells_what_the_log_holds_before_it(foretold: Run) -> None:
+    rows = foretold.warehouse.read(SEQUENCES).collect()
+    assert any(row["num_sessions_before"] for row in rows)
+    visits: dict[str, list[datetime]] = {}
+    for row in foretold.warehouse.read(SESSIONS).orderBy("ended_at").collect():
+        visits.setdefault(row["user_id"], []).append(row["ended_at"])
+    for row in rows:
+        events = foretold.events_of(row["user_id"])
+        before = [e for e in events if e["time"] < row["started_at"]]
+        assert row["num_sessions_before"] == sum(ended < row["started_at"] for ended in visits[row["user_id"]])
+        assert row["value_sum_before"] == sum(e["price"] for e in before if e["price"] is not None)
+        latest = max((e["time"] for e in before), default=row["started_at"])
+        told = row["first_event_time"], row["latest_event_time_before"]
+        assert told == tuple(int(time.replace(tzinfo=UTC).timestamp()) for time in (events[0]["time"], latest))
+
+
+def test_who_is_silent_is_asked_about_and_no_next_item_of_his_is_told_of(foretold: Run) -> None:
+    rows = foretold.warehouse.read(SEQUENCES).where("split = 'test'").collect()
+    predicting = [row for row in rows if row["first_target"] < len(row["tokens"])]
+    num_positions = sum(len(row["tokens"]) - row["first_target"] for row in predicting)
+    users = {row["user_id"] for row in predicting}
+    assert len(predicting) < len(rows)
+    assert users < {row["user_id"] for row in rows}
+    account = foretold.accounts["evaluate"]
+    assert account.rows_in == {"test_sequences": len(predicting)}
+    assert f"{num_positions:,} test positions of {len(users)} users, each ranked among all 6 items" in account.remarks
+    told = foretold.accounts["sequences"].remarks
+    assert f"test: {len(rows) - len(predicting)} sequences that predict none are there for their outcomes" in told
+    (moments,) = (
+        foretold.warehouse.read(EVALUATION)
+        .where("recommender = 'model' AND against IS NULL AND slice = 'all' AND name = 'returns.auc'")
+        .collect()
+    )
+    asked = sum(label is not None for row in rows for label in row["outcome_labels"][::2])
+    assert moments["num_examples"] == asked
 
 
 def test_training_measures_the_outcomes_and_the_artifact_keeps_them(foretold: Run) -> None:
@@ -164,7 +220,52 @@ def test_training_measures_the_outcomes_and_the_artifact_keeps_them(foretold: Ru
     assert {"validation_loss_returns", "validation_auc_returns", "validation_loss_spend"} <= names
     model = champion(foretold.warehouse)
     assert [outcome.name for outcome in model.config.outcomes] == ["returns", "spend"]
-    assert foretold.warehouse.read(PREDICTIONS).where("user_id IS NOT NULL").select("user_id").distinct().count() == 24
+    users = foretold.warehouse.read(PREDICTIONS).where("user_id IS NOT NULL").select("user_id").distinct()
+    assert users.count() == 24 + len(SILENT)
+
+
+def test_amounts_are_told_by_the_factor_that_validation_gave(foretold: Run) -> None:
+    path = champion(foretold.warehouse).path
+    factor = load_artifact(path).model.outcome_head.factor_O
+    assert factor[0] == 1
+    assert factor[1] > 1
+    rows = foretold.warehouse.read(SEQUENCES).where("split = 'validation'")
+    labelled = rows.mapInArrow(
+        functools.partial(labelled_moments, artifact_path=path, batch_rows=64, foretold=True), LABELLED_MOMENTS_DDL
+    )
+    spent, told = (F.expm1(F.greatest(F.col(name), F.lit(0.0))) for name in ("label", "prediction"))
+    sums = labelled.where("outcome = 'spend'").agg(F.sum(spent).alias("spent"), F.sum(told).alias("told")).first()
+    assert float(factor[1]) == pytest.approx(sums["spent"] / sums["told"], rel=1e-3)
+
+
+def test_a_model_that_an_earlier_version_taught_otherwise_is_told_to_be_trained_again(
+    foretold: Run, spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not any("earlier version" in remark for remark in foretold.accounts["score"].remarks)
+    shutil.copytree(foretold.warehouse.root, tmp_path / "copy")
+    copy = Warehouse(spark, str(tmp_path / "copy"))
+    monkeypatch.setattr("llm_spark.model.artifact.OUTCOMES_VERSION", OUTCOMES_VERSION + 1)
+    account = run_stage("score", copy, foretold.config(f"warehouse={copy.root}", "score.k=2"))
+    (told,) = [remark for remark in account.remarks if "earlier version" in remark]
+    assert told.endswith("run `llm-spark sequences` and `llm-spark train`")
+
+
+def test_sequences_that_an_earlier_version_asked_otherwise_are_made_again(
+    foretold: Run, spark: SparkSession, tmp_path: Path
+) -> None:
+    shutil.copytree(foretold.warehouse.root, tmp_path / "copy")
+    copy = Warehouse(spark, str(tmp_path / "copy"))
+    config = foretold.config(f"warehouse={copy.root}")
+    origin = copy.origin(SEQUENCES)
+    assert origin is not None
+    del origin["made_from"]["outcomes_version"]
+    lacking = [name for name in SEQUENCES.added_later if name.endswith(("_before", "_event_time"))]
+    copy.replace(SEQUENCES, copy.read(SEQUENCES).withColumns({name: F.lit(None) for name in lacking}), origin)
+    with pytest.raises(DataError, match=r"labels of model\.outcomes .* run `llm-spark sequences`"):
+        run_stage("train", copy, config)
+    assert not run_stage("sequences", copy, config).nothing_to_do
+    assert copy.read(SEQUENCES).where("first_event_time IS NULL").isEmpty()
+    assert not run_stage("train", copy, config).nothing_to_do
 
 
 def test_scoring_foretells_in_spark_what_the_model_foretells_of_each_sequence(foretold: Run) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 from pyspark.sql import SparkSession
 
 from llm_spark.pipelines import STAGES
@@ -22,3 +24,14 @@ def test_every_stage_has_nothing_to_do_after_commits_that_changed_no_row(
     assert all(copied.version(table) > version for table, version in before.items())
     for stage in STAGES:
         assert run_stage(stage, copied, chain.config).nothing_to_do, stage
+
+
+def test_sessions_that_were_made_anew_are_seen_though_their_version_is_the_same(
+    chain: Chain, copied: Warehouse
+) -> None:
+    before = copied.log(SESSIONS)
+    shutil.rmtree(copied.path(SESSIONS))
+    run_stage("sessionize", copied, chain.with_settings("sessionize.gap_seconds=60"))
+    after = copied.log(SESSIONS)
+    assert (after.version, after.table_id != before.table_id) == (before.version, True)
+    assert not run_stage("sequences", copied, chain.with_settings("sessionize.gap_seconds=60")).nothing_to_do

@@ -9,11 +9,13 @@ import torch
 
 from llm_spark.model.history import HistoryBatch
 from llm_spark.model.outcomes import Moments
+from llm_spark.model.past import Opening
 
 Row = dict[str, list]
 """tokens, event_types, values, event_times, session_starts, first_target: one row as the sequences table holds it.
 
-Where a model has further features, also `features`: a list of their numbers for each event.
+Where a model has further features, also `features`: a list of their numbers for each event. Where something stands before the row, also the
+numbers of `opening_of`.
 """
 
 
@@ -98,6 +100,20 @@ def moments_of(rows: list[Row], row_offsets: torch.Tensor) -> Moments | None:
     )
 
 
+def opening_of(one_row: Row) -> dict[str, float]:
+    """What stands before the row: nothing, unless the row says otherwise."""
+    began = one_row["event_times"][0] if one_row["event_times"] else 0
+    nothing = {"num_sessions_before": 0, "value_sum_before": 0.0}
+    nothing |= {"first_event_time": began, "latest_event_time_before": began}
+    return {name: one_row.get(name, number) for name, number in nothing.items()}
+
+
+def openings_of(rows: list[Row]) -> Opening:
+    """Likewise of all, as the model takes it."""
+    names = ("num_sessions_before", "first_event_time", "latest_event_time_before", "value_sum_before")
+    return Opening.from_columns(*(torch.tensor([opening_of(r)[name] for r in rows]) for name in names))
+
+
 def prefix(one_row: Row, num_events: int) -> Row:
     """The row as it was after its first events."""
     by_event = ("tokens", "event_types", "values", "event_times", "features")
@@ -128,4 +144,4 @@ def batch_of(rows: list[Row]) -> HistoryBatch:
         features=torch.tensor(features, dtype=torch.float32).flatten() if features else None,
         num_features=len(features[0]) if features else 0,
     )
-    return dataclasses.replace(batch, moments=moments_of(rows, batch.row_offsets))
+    return dataclasses.replace(batch, moments=moments_of(rows, batch.row_offsets), opening=openings_of(rows))

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from llm_spark.model import calibration
 from llm_spark.model.calibration import fit_temperature
 
 NUM_TOKENS, SIZE = 30, 6
@@ -81,6 +82,24 @@ def test_unknown_targets_have_no_say_and_without_any_target_it_stays_one() -> No
     expected = fit_temperature(contexts_PD, targets_P, weight_VD, bias_V)
     assert fit_temperature(more_PD, with_unknown, weight_VD, bias_V) == pytest.approx(expected, rel=1e-6)
     assert fit_temperature(contexts_PD[:0], targets_P[:0], weight_VD, bias_V) == 1.0
+
+
+def test_every_chunk_gives_a_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "chunk_rows", lambda num_items: 10)
+    steps, num_beats, num_passes = drawn(95, 2.0, seed=6), 0, 0
+
+    def beat() -> None:
+        nonlocal num_beats
+        num_beats += 1
+
+    def sum_over_ranks(totals: Tensor) -> Tensor:
+        nonlocal num_passes
+        num_passes += 1
+        return totals
+
+    assert fit_temperature(*steps, sum_over_ranks, beat) == fit_temperature(*steps)
+    assert num_passes > 1
+    assert num_beats == 10 * num_passes
 
 
 def test_a_model_that_is_always_right_is_not_sharpened_without_end() -> None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from llm_spark.model.losses import NegativeSampler, full_cross_entropy, sampled_cross_entropy
 from llm_spark.model.ranking import best_columns, rank_and_list, rank_targets
@@ -39,6 +43,43 @@ def test_chunked_loss_and_gradients_equal_torchs_cross_entropy(num_rows: int | N
     torch.testing.assert_close(ours, expected)
     leaves = (contexts, weight, bias)
     torch.testing.assert_close(gradients(3 * ours, *leaves), gradients(3 * expected, *leaves))
+
+
+class MostRows(TorchDispatchMode):
+    """The most rows of any tensor [rows, items] that an operation made."""
+
+    def __init__(self, num_items: int) -> None:
+        super().__init__()
+        self.num_items, self.most = num_items, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tensor.dim() == 2 and tensor.shape[1] == self.num_items:
+                self.most = max(self.most, tensor.shape[0])
+        return made
+
+
+@pytest.mark.parametrize("what", ["loss and gradients", "ranks"])
+def test_no_more_logits_are_held_at_a_time_however_many_steps_there_are(
+    monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    num_items = 41  # as wide as no other tensor here
+    monkeypatch.setattr("llm_spark.model.losses.MAX_LOGITS", 8 * num_items)
+
+    def most_rows(num_steps: int) -> int:
+        torch.manual_seed(0)
+        contexts = torch.randn(num_steps, SIZE, requires_grad=True)
+        weight, bias = torch.randn(num_items + 2, SIZE, requires_grad=True), torch.zeros(num_items + 2)
+        targets = torch.randint(2, num_items + 2, (num_steps,))
+        with MostRows(num_items) as seen:
+            if what == "ranks":
+                rank_targets(contexts, targets, weight, bias)
+            else:
+                gradients(full_cross_entropy(contexts, targets, weight, bias), contexts, weight)
+        return seen.most
+
+    assert [most_rows(num_steps) for num_steps in (16, 32, 64)] == [8, 8, 8]
 
 
 def test_steps_with_unknown_targets_carry_no_loss() -> None:

@@ -2,18 +2,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
 import torch
-from fsspec.implementations.memory import MemoryFileSystem
 
-from llm_spark import files
 from llm_spark.config import ModelConfig
 from llm_spark.errors import UserError
 from llm_spark.files import write_file
 from llm_spark.model.artifact import load_artifact, save_content, save_manifest
 from llm_spark.model.network import NextEventModel
+from tests.bucket import empty_bucket
 from tests.model.histories import batch_of, random_rows
 
 CONFIG = ModelConfig(embedding_size=5, hidden_size=6, dense_size=7, memory_size=4, cell="lstm", attention="additive")
@@ -107,25 +105,12 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert (tmp_path / "deep" / "record.json").read_bytes() == b"second"
 
 
-class Bucket(MemoryFileSystem):
-    """An object store: only putting an object is whole or not at all."""
-
-    protocol = ("s3", "s3a")
-    store: ClassVar[dict[str, Any]] = {}
-    missing_meanwhile: ClassVar[list[str]] = []
-
-    def rm_file(self, path: str) -> None:
-        super().rm_file(path)
-        self.missing_meanwhile.append(path)
-
-
-def test_a_file_on_an_object_store_is_at_no_time_missing_while_it_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    bucket = Bucket()
-    monkeypatch.setattr(files, "locate", lambda path: (bucket, path.removeprefix("s3a:/")))
+def test_a_file_on_an_object_store_is_at_no_time_missing_while_it_is_replaced() -> None:
+    bucket = empty_bucket()
     for content in (b"first", b"second"):
-        write_file("s3a://bucket/staging/progress.json", content)
-        assert bucket.find("/bucket") == ["/bucket/staging/progress.json"]
-        assert bucket.cat_file("/bucket/staging/progress.json") == content
+        write_file("bucket://staging/progress.json", content)
+        assert bucket.find("/staging") == ["/staging/progress.json"]
+        assert bucket.cat_file("/staging/progress.json") == content
     assert bucket.missing_meanwhile == []
 
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from llm_spark.config import ModelConfig, OutcomeConfig
 from llm_spark.errors import UsageError
-from llm_spark.model.artifact import load_artifact, save_content, save_manifest
+from llm_spark.model.artifact import WEIGHTS, load_artifact, save_content, save_manifest
 from llm_spark.model.network import NextEventModel
 from llm_spark.model.outcomes import Moments, outcome_losses
 from tests.model.histories import batch_of, prefix, random_rows, row, with_moments
@@ -81,6 +82,19 @@ def test_where_sessions_overlap_an_account_reaches_to_the_latest_event_so_far() 
     torch.testing.assert_close(seconds.expm1(), torch.tensor([0.0, 400.0, 400.0, 0.0, 60.0]))
 
 
+def test_a_row_that_begins_late_goes_on_counting_from_what_stood_before_it() -> None:
+    late = {**row([[2, 3], [4]]), "num_sessions_before": 5, "value_sum_before": 100.0}
+    late |= {"event_times": [1000, 1020, 4000], "values": [5.0, math.nan, 7.5]}
+    late |= {"first_event_time": 200, "latest_event_time_before": 1010}
+    batch = batch_of([row([[5]], value=1.0), late])
+    # By hand: where sessions overlapped, the latest event may have stood before the row.
+    expected = [[1, 0, 1], [6, 810, 105], [6, 820, 105], [7, 3800, 112.5]]
+    torch.testing.assert_close(batch.account(torch.arange(4)), torch.tensor(expected, dtype=torch.float32).log1p())
+    torch.testing.assert_close(
+        batch.rows(1, 2).account(torch.arange(3)), torch.tensor(expected[1:], dtype=torch.float32).log1p()
+    )
+
+
 def test_losses_equal_numbers_worked_by_hand_and_censored_moments_carry_none() -> None:
     # log(1 + e^-1) = 0.313262 for a yes of logit 1; log(1 + e^0.5) = 0.974077 for a no of logit 0.5; (2 - 0.5)^2 = 2.25
     outputs = torch.tensor([[1.0, 2.0], [0.5, 9.0], [7.0, 3.0]], requires_grad=True)
@@ -110,6 +124,32 @@ def test_the_artifact_keeps_the_outcomes_and_answers_as_before(tmp_path: Path) -
     batch, elapsed = batch_of(random_rows(3, NUM_TOKENS, NUM_EVENT_TYPES, seed=4)), torch.tensor([0.0, 10.0, 1e6])
     with torch.no_grad():
         assert torch.equal(loaded.outcomes(batch, elapsed), model.outcomes(batch, elapsed))
+
+
+def test_amounts_are_told_times_the_factor_that_the_artifact_keeps_and_probabilities_are_not(tmp_path: Path) -> None:
+    model = small_model(RETURNS, SPENDS)
+    batch = batch_of(random_rows(3, NUM_TOKENS, NUM_EVENT_TYPES, seed=4))
+    with torch.no_grad():
+        model.outcome_head.output.bias += 2.0
+        before = model.outcomes(batch, torch.zeros(3))
+        model.outcome_head.calibrate(torch.tensor([7.0, 3.5]))
+    save_manifest(str(tmp_path), save_content(str(tmp_path), model, {}, {}))
+    with torch.no_grad():
+        found = load_artifact(str(tmp_path)).model.outcomes(batch, torch.zeros(3))
+    assert (before[:, 1] > 0).all()
+    torch.testing.assert_close(found, before * torch.tensor([1.0, 3.5]))
+
+
+def test_the_artifact_of_an_earlier_version_has_no_factors_and_answers_as_it_did(tmp_path: Path) -> None:
+    model = small_model(RETURNS, SPENDS)
+    batch = batch_of(random_rows(3, NUM_TOKENS, NUM_EVENT_TYPES, seed=4))
+    with torch.no_grad():
+        expected = model.outcomes(batch, torch.zeros(3))
+    del model.outcome_head._buffers["factor_O"]
+    save_manifest(str(tmp_path), save_content(str(tmp_path), model, {}, {}))
+    assert "factor_O" not in str(sorted(load_file(tmp_path / WEIGHTS)))
+    with torch.no_grad():
+        assert torch.equal(load_artifact(str(tmp_path)).model.outcomes(batch, torch.zeros(3)), expected)
 
 
 def test_a_user_without_events_has_no_answer() -> None:

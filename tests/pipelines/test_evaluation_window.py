@@ -30,7 +30,8 @@ def window(spark: SparkSession) -> EvaluationWindow:
     training = spark.createDataFrame([("s0", "carl", [5, 2, 3, 2, 4], [0], [0] * 5, 1)], SEQUENCES_DDL)
     vocabulary = spark.createDataFrame([(token, str(token)) for token in (2, 3, 4, 5)], "token int, item_id string")
     rules = MetricRules((1, 3), Items.counted(np.array([2, 3, 4, 5]), np.array([2, 1, 1, 0])), 40)
-    return EvaluationWindow(1, spark.createDataFrame(rows, SEQUENCES_DDL), training, vocabulary, rules, 2, 6, 2, 1, 8)
+    test = spark.createDataFrame(rows, SEQUENCES_DDL)
+    return EvaluationWindow(1, test, training, vocabulary, rules, 2, 6, 2, 1, 8, test)
 
 
 def test_the_table_shows_every_recommender_and_what_the_model_has_more_of_it(window: EvaluationWindow) -> None:

@@ -14,8 +14,13 @@ from llm_spark.errors import UserError
 from llm_spark.model.artifact import read_tables
 from llm_spark.pipelines.registry.aliases import Models
 from llm_spark.pipelines.registry.fitness import why_it_cannot_be_compared, why_it_cannot_score
-from llm_spark.pipelines.registry.token_tables import outlived_by_a_model, token_table_ids
-from llm_spark.schemas import EVENT_TYPES, VOCABULARY
+from llm_spark.pipelines.registry.token_tables import (
+    SEQUENCES_ID,
+    outlived_by_a_model,
+    sequences_id,
+    token_table_ids,
+)
+from llm_spark.schemas import EVENT_TYPES, SEQUENCES, VOCABULARY
 from llm_spark.tables.warehouse import Warehouse
 from tests.pipelines.models import SPLITS, model, save_artifact, save_sequences, save_token_tables
 from tests.training.sequences import SMALL_MODEL
@@ -89,6 +94,26 @@ def test_what_may_have_seen_the_test_can_score_and_is_not_compared(warehouse: Wa
     assert why.endswith("model sound has seen events up to 2025-01-06 00:00:00")
 
 
+def test_a_model_of_a_sequences_table_that_was_made_anew_can_score_and_is_not_compared(
+    warehouse: Warehouse, tmp_path: Path
+) -> None:
+    anew = Warehouse(warehouse.spark, str(tmp_path / "anew"))
+    shutil.copytree(warehouse.root, anew.root)
+    of_then = {**token_table_ids(anew), SEQUENCES_ID: sequences_id(anew), "splits": {**SPLITS, "split": LEFT_OUT}}
+    save_artifact(anew, "of then", **of_then)
+    save_artifact(anew, "of an earlier version", splits=of_then["splits"])
+    assert why_it_cannot_be_compared(anew, model("of then")) == ""
+    shutil.rmtree(anew.path(SEQUENCES))
+    save_sequences(anew, split=LEFT_OUT, validation_until=None)
+    assert anew.data_version(SEQUENCES) == warehouse.data_version(SEQUENCES)
+    assert why_it_cannot_score(anew, model("of then")) == ""
+    assert why_it_cannot_be_compared(anew, model("of an earlier version")) == ""
+    assert why_it_cannot_be_compared(anew, model("of then")).startswith(
+        f"the test sequences are v1 of table {sequences_id(anew)[:8]}, split by {LEFT_OUT}, and model of then has seen "
+        f"v1 of table {of_then[SEQUENCES_ID][:8]}, split by"
+    )
+
+
 def test_token_tables_that_a_model_is_older_than_were_made_anew(warehouse: Warehouse) -> None:
     now = datetime.now(UTC).replace(tzinfo=None)
     later = replace(model("later"), created_at=now)
@@ -97,3 +122,4 @@ def test_token_tables_that_a_model_is_older_than_were_made_anew(warehouse: Wareh
     # Also where nothing is left of it but its row.
     before = replace(model("before"), created_at=now - timedelta(days=1), artifact=None)
     assert outlived_by_a_model(warehouse, Models((later, before)))
+    assert outlived_by_a_model(warehouse, Models((later, before)), [SEQUENCES])

@@ -48,7 +48,7 @@ def window(spark: SparkSession) -> EvaluationWindow:
     training = spark.createDataFrame([("a", "a", [2, 3], [0], [1, 2], 1)], ROWS)
     vocabulary = spark.createDataFrame([(2, "a"), (3, "b")], "token int, item_id string")
     rules = MetricRules((1,), Items.counted(np.array([2, 3]), np.array([0, 1])), num_replicates=40)
-    return EvaluationWindow(1, tests, training, vocabulary, rules, 1, 1, 1, 2, 8)
+    return EvaluationWindow(1, tests, training, vocabulary, rules, 1, 1, 1, 2, 8, tests)
 
 
 @pytest.mark.parametrize(

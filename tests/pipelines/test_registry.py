@@ -280,6 +280,15 @@ def test_where_the_lists_of_outcomes_differ_they_are_not_held_against_a_model_of
     )
 
 
+def test_an_evaluation_on_a_table_that_was_made_anew_since_is_another(spark: SparkSession, tmp_path: Path) -> None:
+    origin = {"models": {"model": "new", "champion": "old"}, "left_out": []}
+    warehouse = challenged(spark, tmp_path, [RETURNS], {"left_out": [], "sequences_id": "a"})
+    assert was_evaluated(warehouse, origin | {"sequences_id": "a"})
+    assert not was_evaluated(warehouse, origin | {"sequences_id": "b"})
+    warehouse.replace_where(EVALUATION, warehouse.read(EVALUATION).localCheckpoint(), "true", origin)
+    assert was_evaluated(warehouse, origin | {"sequences_id": "b"}), "by an earlier version of this program"
+
+
 def test_an_evaluation_that_left_the_champion_out_is_not_one_beside_it(spark: SparkSession, tmp_path: Path) -> None:
     warehouse = challenged(spark, tmp_path, [RETURNS], {"left_out": ["champion"]})
     both = {"models": {"model": "new", "champion": "old"}}

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from llm_spark.files import locate
 from llm_spark.pipelines.training_folder import TrainingFolder, is_readable
 from llm_spark.reader import Snapshot
 from llm_spark.training.checkpoint import CheckpointFolder
+from tests.bucket import KINDS, url_on
 
 VERSIONS = {"sequences": 9, "vocabulary": 4}
 TABLE_IDS = {"sequences_id": "a", "vocabulary_id": "b"}
@@ -27,9 +29,9 @@ def with_checkpoint(folder: TrainingFolder) -> TrainingFolder:
     return folder
 
 
-@pytest.fixture(params=["local", "object store"])
+@pytest.fixture(params=KINDS)
 def staging(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "staging") if request.param == "local" else f"memory://{tmp_path.name}/staging"
+    return url_on(request.param, str(tmp_path / "staging"))
 
 
 def test_a_run_that_left_a_checkpoint_goes_on_with_the_version_that_it_read(staging: str) -> None:
@@ -65,6 +67,40 @@ def test_only_folders_of_runs_on_older_data_are_removed(staging: str) -> None:
         assert folder.begun_with() is None
         with_checkpoint(folder)
         assert folder.begun_with() is None, "what it noted is gone"
+
+
+def test_checkpoints_of_which_nothing_says_what_their_run_read_are_removed_before_training(staging: str) -> None:
+    folder = with_checkpoint(begun(staging, "m1"))
+    filesystem, name = locate(folder.path)
+    filesystem.rm_file(f"{name}/reads.json")  # as a kill while the folder was being removed left it
+    folder.note(VERSIONS, DATA_VERSIONS, TABLE_IDS)
+    assert CheckpointFolder(f"{folder.path}/checkpoints", {}).steps() == []
+    with_checkpoint(folder)
+    folder.note(VERSIONS, DATA_VERSIONS, TABLE_IDS)
+    assert folder.begun_with() == 9, "those of a run that goes on are kept"
+
+
+def test_a_removal_that_is_killed_is_taken_up_by_the_next(staging: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    older = {"sequences": 2, "vocabulary": 1}
+    folder = with_checkpoint(begun(staging, "older", older))
+    filesystem, name = locate(folder.path)
+    remove, num_left = type(filesystem).rm, 1
+
+    def remove_one_and_die(self: object, path: str, **options: bool) -> None:
+        nonlocal num_left
+        if not num_left:
+            raise KeyboardInterrupt
+        num_left -= 1
+        remove(self, path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(filesystem), "rm", remove_one_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            folder.remove()
+    assert filesystem.exists(f"{name}/reads.json")
+    assert folder.begun_with() is None
+    TrainingFolder(staging, "this").remove_outdated(DATA_VERSIONS)
+    assert not filesystem.exists(name)
 
 
 def test_removing_what_is_not_there_is_no_error(staging: str) -> None:

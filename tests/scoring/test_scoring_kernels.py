@@ -83,6 +83,15 @@ def test_target_ranks_equal_a_brute_force_sort_of_the_models_logits(artifact: st
     assert_same_but_for_rounding(ranks_of(rows, artifact), expected, ("log_prob", "confidence"))
 
 
+def test_a_row_that_predicts_nothing_has_no_rank_and_changes_none(artifact: str) -> None:
+    rows = random_rows(5, NUM_TOKENS, NUM_EVENT_TYPES, seed=3)
+    silent = [{**r, "first_target": len(r["tokens"])} for r in random_rows(4, NUM_TOKENS, NUM_EVENT_TYPES, seed=8)]
+    assert ranks_of(silent, artifact) == []
+    assert_same_but_for_rounding(
+        ranks_of([*rows, *silent], artifact), ranks_of(rows, artifact), ("log_prob", "confidence")
+    )
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 10**6),

@@ -14,7 +14,7 @@ from llm_spark.config import ModelConfig, TrainConfig
 from llm_spark.model.history import HistoryBatch
 from llm_spark.reader import Snapshot
 from llm_spark.training.job import TrainingJob
-from tests.model.histories import Row, batch_of, row
+from tests.model.histories import Row, batch_of, opening_of, row
 
 SEQUENCES_SCHEMA = pa.schema(
     [
@@ -30,6 +30,10 @@ SEQUENCES_SCHEMA = pa.schema(
         ("outcome_places", pa.list_(pa.int32())),
         ("outcome_elapsed_seconds", pa.list_(pa.int64())),
         ("outcome_labels", pa.list_(pa.float32())),
+        ("num_sessions_before", pa.int32()),
+        ("first_event_time", pa.int64()),
+        ("latest_event_time_before", pa.int64()),
+        ("value_sum_before", pa.float64()),
     ]
 )
 SMALL_MODEL = ModelConfig(embedding_size=8, hidden_size=16, dense_size=16, memory_size=8, dropout=0.0)
@@ -43,6 +47,7 @@ def table_of(rows: list[Row]) -> pa.Table:
 
     records = [
         {
+            **opening_of(r),
             **r,
             "values": with_nulls(r["values"]),
             **{

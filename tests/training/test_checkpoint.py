@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
-import uuid
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from llm_spark.errors import UserError
+from llm_spark.files import locate
 from llm_spark.training import checkpoint
 from llm_spark.training.checkpoint import CheckpointFolder, TakenOverError
+from tests.bucket import KINDS, url_on
 
 IDENTITY = {"num_tokens": 12, "train.seed": 1}
 
@@ -28,9 +31,9 @@ def saved(path: str, *steps: int, num_kept: int = 9) -> CheckpointFolder:
     return folder
 
 
-@pytest.fixture(params=["local", "object store"])
+@pytest.fixture(params=KINDS)
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "checkpoints") if request.param == "local" else f"memory://{uuid.uuid4()}/checkpoints"
+    return url_on(request.param, str(tmp_path / "checkpoints"))
 
 
 def test_the_newest_checkpoint_is_read_back_as_it_was_written(path: str) -> None:
@@ -127,6 +130,43 @@ def test_a_checkpoint_of_another_run_is_refused_naming_the_field(path: str, thei
         other.newest()
     assert "\n" not in str(error.value)
     assert other.steps() == [1], "it is not ours to remove"
+
+
+def test_of_what_is_no_setting_a_refusal_does_not_say_to_give_it_back(path: str) -> None:
+    CheckpointFolder(path, {"training_files": "a1"}).save(1, {}, tensors_of(1.0))
+    with pytest.raises(UserError, match=r"training_files 'a1' and this run has 'b2': remove '.*' to begin anew$"):
+        CheckpointFolder(path, {"training_files": "b2"}).newest()
+    CheckpointFolder(path, {"train.seed": 1}).save(1, {}, tensors_of(1.0))
+    with pytest.raises(UserError, match=r"give that setting back, or remove '.*' to begin anew$"):
+        CheckpointFolder(path, {"train.seed": 2}).newest()
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, r"No space left on device\): free space there, or lower train\.keep_checkpoints \(9\)"),
+        (errno.EACCES, r"Permission denied\): make it writable"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_written_is_told_with_place_and_remedy_and_takes_no_room(
+    path: str, number: int, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(path, 1)
+    write = checkpoint.write_file
+
+    def refuse_the_second_file(name: str, content: bytes) -> None:
+        if name.endswith("losses.safetensors"):
+            raise OSError(number, os.strerror(number))
+        write(name, content)
+
+    monkeypatch.setattr(checkpoint, "write_file", refuse_the_second_file)
+    large = {"weights": {"a": torch.zeros(3 * 2**18)}, "losses": {"losses": torch.zeros(2)}}
+    with pytest.raises(UserError, match=remedy) as error:
+        folder.save(2, {}, large)
+    assert f"'{path}/step-000000002' of 3.0 MiB cannot be written" in str(error.value)
+    assert str(error.value).endswith(f"; '{path}' keeps the checkpoint of step 1")
+    filesystem, name = locate(path)
+    assert not filesystem.exists(f"{name}/step-000000002")
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ import torch
 from pyspark.sql import SparkSession
 
 from llm_spark.config import TrainConfig
-from llm_spark.errors import UserError
+from llm_spark.errors import DataError, UserError
 from llm_spark.model.artifact import load_artifact, read_manifest
 from llm_spark.training import launch
 from llm_spark.training.distributed import Ranks
@@ -75,7 +75,7 @@ def assert_no_rank_is_left(work_dir: Path) -> None:
 def test_ranks_train_a_model_that_knows_the_next_item(spark: SparkSession, tmp_path: Path, num_ranks: int) -> None:
     heard: list[Progress] = []
     job = small_job(
-        tmp_path, cyclic_rows(120, 10, seed=1), cyclic_rows(20, 10, seed=2), num_ranks=num_ranks, num_epochs=6.0,
+        tmp_path, cyclic_rows(121, 10, seed=1), cyclic_rows(20, 10, seed=2), num_ranks=num_ranks, num_epochs=6.0,
         learning_rate=0.02,
     )  # fmt: skip
     result = train(spark, dataclasses.replace(job, on_progress=heard.append))
@@ -84,17 +84,19 @@ def test_ranks_train_a_model_that_knows_the_next_item(spark: SparkSession, tmp_p
     assert (loaded.model.logits(contexts).argmax(dim=1) == targets).float().mean() > 0.9
     assert loaded.tables == {"vocabulary": 3}
     assert loaded.config["train"] == dataclasses.asdict(job.train_config)
-    assert result.num_steps == 6 * 15
+    # The last step of each epoch has one row: of two ranks one has none then.
+    assert result.num_steps == 6 * 16
+    assert result.num_tokens == 6 * sum(len(one_row["tokens"]) for one_row in cyclic_rows(121, 10, seed=1))
     assert result.num_parameters == sum(p.numel() for p in loaded.model.parameters())
     assert result.best_recall == 1.0
-    assert [p.num_steps for p in heard] == [90] * len(heard)
+    assert [p.num_steps for p in heard] == [96] * len(heard)
     assert heard
     assert {m.name for m in result.metrics} >= {"train_loss", "validation_loss", "validation_recall_at_20"}
     assert [path.name for path in Path(job.work_dir).iterdir()] == ["checkpoints"]
     assert result.resumed_at_step is None
     # What the gate asks for later.
     of_ranks = read_manifest(result.artifact_path)[0]["ranks"]
-    assert of_ranks == [{"rank": rank, "status": "finished", "num_steps": 90} for rank in range(num_ranks)]
+    assert of_ranks == [{"rank": rank, "status": "finished", "num_steps": 96} for rank in range(num_ranks)]
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
@@ -249,13 +251,16 @@ def test_a_killed_rank_leaves_the_last_good_checkpoint_and_the_same_call_goes_on
         # One that is told to stop while it still loads torch has no last word either.
         with pytest.raises(
             UserError, match=rf"training failed: ranks? [01, ]*{rank}[01, ]* ended without a completion"
-        ):
+        ) as error:
             train(spark, job)
         killer.join(timeout=60)
         for folder in Path(job.work_dir).glob("run-*"):
             shutil.rmtree(folder)
         num_now = int(newest_whole().removeprefix("step-") or 0)
         assert num_now >= num_before, "the last good checkpoint is kept"
+        assert (f"keeps the checkpoint of step {num_now}: the same command goes on" in str(error.value)) == (
+            num_now > 0
+        )
         num_before = num_now
         assert not (Path(job.artifact_path) / "manifest.json").exists()
     result = train(spark, job)
@@ -296,6 +301,15 @@ def test_an_error_of_the_users_making_comes_as_it_is_and_leaves_nothing(spark: S
     assert not Path(job.artifact_path).exists()
 
 
+def test_data_that_a_rank_refuses_are_refused_by_the_run(spark: SparkSession, tmp_path: Path) -> None:
+    damaged = row([[2, 3, 4]])
+    damaged["tokens"] = [2, 99, 3]
+    job = small_job(tmp_path, [*cyclic_rows(8, 10, seed=1), damaged], [])
+    with pytest.raises(DataError, match="the sequences hold token 99") as error:
+        train(spark, job)
+    assert error.value.exit_code == 3
+
+
 def test_a_folder_that_holds_a_model_is_not_written_over(spark: SparkSession, tmp_path: Path) -> None:
     job = small_job(tmp_path, cyclic_rows(8, 10, seed=1), [])
     Path(job.artifact_path).mkdir()
@@ -312,11 +326,11 @@ def test_ranks_that_do_not_start_are_not_waited_for_in_silence(tmp_path: Path, m
     thread = threading.Thread(target=stop.wait)
     thread.start()
     try:
-        reason = launch._follow(thread, folder, 2, 1_000.0, None, list)
+        reason = launch._follow(thread, folder, 2, 1_000.0, None, list, room="they lack room")
     finally:
         stop.set()
         thread.join()
-    assert reason.startswith("1 of 2 ranks started in 0 seconds")
+    assert reason == "1 of 2 ranks started in 0 seconds: they lack room"
 
 
 def test_a_barrier_stage_that_fails_with_ranks_begun_is_not_waited_for_and_one_that_fails_before_is_tried_again(
@@ -337,7 +351,7 @@ def test_a_barrier_stage_that_fails_with_ranks_begun_is_not_waited_for_and_one_t
         return asked[-1]
 
     try:
-        assert launch._follow(thread, folder, 2, 1_000.0, None, attempts) == ""
+        assert launch._follow(thread, folder, 2, 1_000.0, None, attempts, room="") == ""
     finally:
         stop.set()
         thread.join()

@@ -36,6 +36,13 @@ def test_the_rank_that_raised_is_blamed_and_not_those_it_took_along() -> None:
     assert judged(lost, RankRecord(1, FAILED, "KeyError: 'x'"), None) == "rank 1 failed: KeyError: 'x'"
 
 
+def test_a_killed_rank_is_told_with_the_settings_of_the_batchs_size_and_of_the_models() -> None:
+    line = judged(None)
+    for setting in ("train.accumulate", "train.batch_rows", "model.embedding_size", "model.hidden_size"):
+        assert setting in line
+    assert "sequences.max_items" in line
+
+
 def test_the_killed_rank_is_blamed_and_not_those_that_were_stopped_for_it() -> None:
     stopped = RankRecord(0, STOPPED, "told to stop", was_waiting=True)
     assert "rank 1 ended without" in judged(stopped, None)
@@ -54,6 +61,13 @@ def test_an_error_of_the_users_making_is_told_without_rank_or_log() -> None:
     assert fault is not None
     assert fault.is_user_error
     assert fault.line == "nothing to learn: ..."
+
+
+def test_the_exit_code_of_an_error_of_the_users_making_is_the_commands() -> None:
+    damaged = RankRecord(1, FAILED, "the sequences are damaged", is_user_error=True, exit_code=3)
+    fault = blame({0: RankRecord(0, FAILED, "lost contact", was_waiting=True), 1: damaged})
+    assert fault is not None
+    assert fault.exit_code == 3
 
 
 @pytest.mark.parametrize("where", ["local", "memory"])

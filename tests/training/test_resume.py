@@ -126,19 +126,22 @@ def test_a_run_stopped_anywhere_and_taken_up_again_ends_in_the_same_weights(
     assert (again[1].resumed_at_step or 0) == num_done // interval * interval
 
 
-def stopped_again_and_again(source: Any, folder: Path, config: TrainConfig) -> tuple[NextEventModel, FitResult]:
-    """Three calls at a time: a step at least, for after the last step of an epoch validation comes first, and after the last one's the
-    temperature.
+def stopped_again_and_again(
+    source: Any, folder: Path, config: TrainConfig, num_steps: int
+) -> tuple[NextEventModel, FitResult]:
+    """Two calls at a time: a step at least, for after the last step of an epoch validation comes first. After the last of all steps no stop
+    leaves a checkpoint.
     """
-    while True:
-        try:
-            return run(source, folder, 3, config)
-        except Interrupted:
-            continue
+    newest = 0
+    while newest < num_steps:
+        with pytest.raises(Interrupted):
+            run(source, folder, 2, config)
+        newest = CheckpointFolder(str(folder), {}).steps()[-1]
+    return run(source, folder, config=config)
 
 
 def test_a_run_stopped_after_every_step_ends_in_the_same_weights(uninterrupted: tuple, tmp_path: Path) -> None:
-    assert_same_run(stopped_again_and_again(memory_source(), tmp_path, CONFIG), uninterrupted)
+    assert_same_run(stopped_again_and_again(memory_source(), tmp_path, CONFIG, NUM_STEPS), uninterrupted)
 
 
 def test_early_stopping_counts_on_after_interruptions(tmp_path: Path) -> None:
@@ -147,7 +150,16 @@ def test_early_stopping_counts_on_after_interruptions(tmp_path: Path) -> None:
     config = replace(CONFIG, num_epochs=50.0, learning_rate=0.05, patience=2, loss="full", weight_decay=0.0)
     expected = run(source, None, config=config)
     assert expected[1].num_steps == expected[1].best_step + 2 * 2
-    assert_same_run(stopped_again_and_again(source, tmp_path, config), expected)
+    assert_same_run(stopped_again_and_again(source, tmp_path, config, expected[1].num_steps), expected)
+
+
+@pytest.mark.parametrize("stop_after", range(1, NUM_STEPS + 4 + 1))
+def test_the_average_of_the_weights_goes_on_as_it_was(tmp_path: Path, stop_after: int) -> None:
+    config = replace(CONFIG, average_decay=0.6)
+    expected = run(memory_source(), None, config=config)
+    with pytest.raises(Interrupted):
+        run(memory_source(), tmp_path, stop_after, config=config)
+    assert_same_run(run(memory_source(), tmp_path, config=config), expected)
 
 
 @pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"precision": "fp16"}, {"accumulate": 3}])
@@ -181,19 +193,22 @@ def test_a_run_taken_up_from_the_checkpoint_before_a_damaged_one_ends_in_the_sam
     assert_same_run(again, uninterrupted)
 
 
-@pytest.mark.parametrize("num_ranks", [2, 4])
+@pytest.mark.parametrize(("num_ranks", "average_decay"), [(2, 0.0), (4, 0.0), (2, 0.9)])
 def test_ranks_that_are_interrupted_together_end_in_the_weights_of_ranks_that_never_were(
-    tmp_path: Path, num_ranks: int
+    tmp_path: Path, num_ranks: int, average_decay: float
 ) -> None:
     rows = random_rows(24, NUM_TOKENS, 4, seed=1)
     batches = [rows[:8], rows[8:16], rows[16:]]
     cuts = [[8 * r // num_ranks for r in range(num_ranks + 1)]] * 3
     shares = shares_of(batches, cuts, random_rows(9, NUM_TOKENS, 4, seed=2))
+    config = replace(CONFIG, average_decay=average_decay)
 
     def all_ranks(folder: Path | None, stop_after: int = -1) -> list[tuple[NextEventModel, FitResult] | None]:
-        return in_threads(shares, folder, stop_after)
+        return in_threads(shares, folder, stop_after, config)
 
     expected = all_ranks(None)
+    for name, tensor in expected[0][0].state_dict().items():
+        assert all(torch.equal(model.state_dict()[name], tensor) for model, _ in expected), "the ranks' models are one"
     for stop_after in (1, 4, 6):
         folder = tmp_path / str(stop_after)
         assert all_ranks(folder, stop_after) == [None] * num_ranks
@@ -206,7 +221,7 @@ def test_ranks_that_are_interrupted_together_end_in_the_weights_of_ranks_that_ne
 
 
 def in_threads(
-    shares: list[InMemory], folder: Path | None, stop_after: int
+    shares: list[InMemory], folder: Path | None, stop_after: int, config: TrainConfig
 ) -> list[tuple[NextEventModel, FitResult] | None]:
     """Without dropout: threads share torch's one generator."""
     barrier, slots = threading.Barrier(len(shares)), [None] * len(shares)
@@ -220,7 +235,7 @@ def in_threads(
     def one(rank: int) -> None:
         ranks = RanksInThreads(rank, len(shares), barrier, slots)
         try:
-            results[rank] = run(shares[rank], folder, stop_after, ranks=ranks, model=models[rank])
+            results[rank] = run(shares[rank], folder, stop_after, config, ranks=ranks, model=models[rank])
         except Interrupted:
             return
 

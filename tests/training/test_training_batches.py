@@ -3,15 +3,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+import threading
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
 
 from llm_spark.errors import DataError, UserError
-from llm_spark.reader import Snapshot
-from llm_spark.training.batches import ReaderSource, measure
+from llm_spark.reader import ReaderError, Snapshot, compat, storage
+from llm_spark.training.batches import ReaderSource, in_settings, measure
 from llm_spark.training.distributed import Ranks
 from tests.model.histories import batch_of, random_rows, row, with_features
 from tests.training.sequences import SMALL_MODEL, small_job
@@ -133,3 +136,52 @@ def test_a_code_outside_its_vocabulary_is_named(tmp_path: Path, column: str, cod
     source = ReaderSource(small_job(tmp_path, [row([[2, 3]]), broken], []), ONE_RANK)
     with pytest.raises(DataError, match=complaint):
         list(source.training(epoch=0))
+
+
+class HangingFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
+    """Local files, none of which can be opened once the gate is shut."""
+
+    protocol = "hanging"
+    cachable = False
+    gate = threading.Event()
+    gate.set()
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return path.removeprefix("hanging://")
+
+    def open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        self.gate.wait()
+        return open(path, mode)
+
+
+def test_storage_that_hangs_is_told_by_the_reader_before_the_watchdog_and_with_trains_remedy(tmp_path: Path) -> None:
+    fsspec.register_implementation("hanging", HangingFileSystem, clobber=True)
+    job = small_job(tmp_path, random_rows(9, 12, 4, seed=1), [], timeout_seconds=1)
+    source = ReaderSource(
+        dataclasses.replace(job, training=Snapshot((f"hanging://{job.training.files[0]}",))), ONE_RANK
+    )
+    HangingFileSystem.gate.clear()
+    try:
+        with pytest.raises(ReaderError, match=r"nothing came for 0\.8 s") as error:
+            list(source.training(epoch=0))
+    finally:
+        HangingFileSystem.gate.set()
+    told = in_settings(str(error.value))
+    assert told.endswith("check the storage, or raise train.timeout_seconds")
+
+
+def test_the_readers_other_remedies_are_told_as_settings_of_train_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing() -> None:
+        raise OSError("connection reset")
+
+    with pytest.raises(ReaderError) as error:
+        storage.retried("a file", failing, num_attempts=1)
+    assert in_settings(str(error.value)).endswith("connection reset; check the storage, then run this again")
+    source = ReaderSource(small_job(tmp_path, random_rows(9, 12, 4, seed=1), []), ONE_RANK)
+    monkeypatch.setattr(compat, "dead_workers", lambda pool: ["worker thread 0 ended"])
+    with pytest.raises(ReaderError) as error:
+        list(source.training(epoch=0))
+    assert in_settings(str(error.value)).endswith("lower train.reader_workers, then run this again")

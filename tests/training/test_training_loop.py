@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from llm_spark.config import ModelConfig, TrainConfig
 from llm_spark.errors import UserError
+from llm_spark.model import calibration
 from llm_spark.model.network import NextEventModel
 from llm_spark.training.batches import measure
 from llm_spark.training.distributed import Ranks
@@ -115,9 +117,11 @@ def test_progress_tells_every_step_and_is_alive_while_validating() -> None:
         in_batches(random_rows(16, NUM_TOKENS, 4, seed=1)), in_batches(random_rows(24, NUM_TOKENS, 4, seed=2))
     )
     _, result = fitted(source, num_epochs=2.0, progress=heard)
-    assert [p and p.step for p in heard] == [1, 2, None, None, None, 3, 4, *[None] * 6]
-    assert heard[-7].num_steps == 4
-    assert heard[-7].seconds_left == 0
+    steps = [p and p.step for p in heard]
+    assert steps[:13] == [1, 2, None, None, None, 3, 4, *[None] * 6]
+    assert set(steps[13:]) == {None}, "while the temperature is fitted"
+    assert heard[6].num_steps == 4
+    assert heard[6].seconds_left == 0
     assert result.num_tokens == 2 * sum(batch.num_tokens for batch in source.training(0))
 
 
@@ -137,6 +141,22 @@ def test_a_loss_that_is_no_number_stops_training_with_its_step() -> None:
         trainer.fit()
 
 
+def test_weights_that_the_last_step_before_a_validation_broke_are_refused_and_not_kept() -> None:
+    source = InMemory(
+        in_batches(random_rows(8, NUM_TOKENS, 4, seed=1)), in_batches(random_rows(8, NUM_TOKENS, 4, seed=2))
+    )
+    torch.manual_seed(1)
+    model = NextEventModel(SMALL_MODEL, NUM_TOKENS, 4)
+    config = TrainConfig(device="cpu", num_epochs=1.0, learning_rate=1e30, warmup_steps=0)
+    trainer = Trainer(model, config, source, Ranks(0, 1, torch.device("cpu")), torch.ones(NUM_TOKENS))
+    with pytest.raises(UserError, match=r"the validation loss is nan after step 1 \(epoch 0, batch 1\)"):
+        trainer.fit()
+    assert trainer._state.best.weights is None
+    validated = trainer.validate()
+    assert validated is not None
+    assert validated[1] == 0.0, "what has no rank is no hit"
+
+
 def test_gradients_are_clipped_to_the_norm() -> None:
     source = InMemory(in_batches(cyclic_rows(8, 10, seed=1)))
     norms = []
@@ -151,9 +171,13 @@ def test_gradients_are_clipped_to_the_norm() -> None:
     assert norms == pytest.approx([0.01] * len(norms), rel=1e-3)
 
 
-def test_bf16_autocast_learns_what_fp32_learns() -> None:
-    source = InMemory(in_batches(cyclic_rows(32, 10, seed=1)))
-    losses = {p: fitted(source, num_epochs=8.0, precision=p)[1].losses for p in ("fp32", "bf16")}
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_bf16_autocast_learns_what_fp32_learns(cell: str) -> None:
+    source = InMemory(
+        in_batches(cyclic_rows(33, 10, seed=1))
+    )  # the last row alone: sessions of one length have a kernel of their own
+    config = dataclasses.replace(SMALL_MODEL, cell=cell)
+    losses = {p: fitted(source, config, num_epochs=8.0, precision=p)[1].losses for p in ("fp32", "bf16")}
     assert losses["bf16"][-1] == pytest.approx(losses["fp32"][-1], abs=0.1)
     assert losses["bf16"] != losses["fp32"]
 
@@ -188,3 +212,13 @@ def test_the_temperature_makes_validation_as_likely_as_it_can_be() -> None:
 def test_without_validation_the_temperature_is_one() -> None:
     _, result = fitted(InMemory(in_batches(cyclic_rows(16, 10, seed=1), 8)), num_epochs=1.0)
     assert result.temperature == 1.0
+
+
+def test_fitting_the_temperature_gives_a_sign_of_life_after_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "chunk_rows", lambda num_items: 1)
+    heard: list[Progress | None] = []
+    held_out = cyclic_rows(8, 10, seed=2)
+    fitted(InMemory(in_batches(cyclic_rows(16, 10, seed=1)), [held_out]), progress=heard, num_epochs=1.0)
+    last_step = max(at for at, progress in enumerate(heard) if progress is not None)
+    num_targets = sum(len(one_row["tokens"]) - 1 for one_row in held_out)
+    assert len(heard) - last_step > 2 * num_targets, "some passes over the targets, each a chunk"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -108,10 +109,16 @@ def test_a_step_in_parts_needs_less_memory() -> None:
     assert most_kept(source, 4) < 0.4 * most_kept(source, 1)
 
 
-def test_fp16_learns_what_fp32_learns() -> None:
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_fp16_learns_what_fp32_learns(cell: str) -> None:
     rows = cyclic_rows(32, 10, seed=1)
-    source = InMemory([rows[i : i + 8] for i in range(0, 32, 8)])
-    losses = {p: fitted(source, num_epochs=8.0, precision=p)[1].losses for p in ("fp32", "fp16")}
+    # Sessions of one length, as a row alone has them, take another kernel than sessions of several lengths.
+    source = InMemory([*(rows[i : i + 8] for i in range(0, 24, 8)), rows[24:31], rows[31:]])
+    losses = {}
+    for precision in ("fp32", "fp16"):
+        torch.manual_seed(1)
+        model = NextEventModel(dataclasses.replace(SMALL_MODEL, cell=cell), NUM_TOKENS, 4)
+        losses[precision] = trainer_of(source, model, num_epochs=8.0, precision=precision).fit().losses
     assert losses["fp16"] != losses["fp32"]
     assert losses["fp16"][-1] == pytest.approx(losses["fp32"][-1], abs=0.1)
 
@@ -129,15 +136,15 @@ def test_fp16_leaves_a_step_out_whose_scaled_gradients_overflow_and_scales_less(
 
 
 class Failing(NextEventModel):
-    """Raises at the third batch."""
+    """Raises at the third batch, or at another."""
 
-    def __init__(self, error: Any) -> None:
+    def __init__(self, error: Any, at_batch: int = 3) -> None:
         super().__init__(SMALL_MODEL, NUM_TOKENS, 4)
-        self._error, self._num_calls = error, 0
+        self._error, self._at_batch, self._num_calls = error, at_batch, 0
 
     def forward_states(self, batch: HistoryBatch) -> tuple[torch.Tensor, torch.Tensor]:
         self._num_calls += 1
-        if self._num_calls == 3:
+        if self._num_calls == self._at_batch:
             self._error()
         return super().forward_states(batch)
 
@@ -160,6 +167,21 @@ def test_out_of_memory_says_which_settings_help(error: Any, loss: str, last: str
     assert raised.match(
         rf"^out of memory at step 3 on rank 0: raise train\.accumulate \(1\).*train\.batch_rows.*{last}$"
     )
+
+
+def test_out_of_memory_in_the_first_step_where_adams_state_is_made_says_that_it_may_be_the_models_size() -> None:
+    source = InMemory([random_rows(8, NUM_TOKENS, 4, seed=1)])
+    with pytest.raises(UserError, match=r"^out of memory at step 1 on rank 0: raise train\.accumulate") as raised:
+        trainer_of(source, Failing(allocate_too_much, at_batch=1)).fit()
+    assert raised.match(r"lower model\.embedding_size \(8\), model\.hidden_size \(16\) or sequences\.max_items$")
+
+
+def test_out_of_memory_when_all_steps_are_done_is_told_too() -> None:
+    # One step, its validation, and the temperature, which asks for the validation's contexts once more.
+    rows = random_rows(8, NUM_TOKENS, 4, seed=1)
+    trainer = trainer_of(InMemory([rows], [rows]), Failing(allocate_too_much), num_epochs=1.0)
+    with pytest.raises(UserError, match=r"^out of memory .* train\.batch_rows"):
+        trainer.fit()
 
 
 def test_another_error_stays_what_it_is() -> None:

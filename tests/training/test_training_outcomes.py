@@ -13,12 +13,14 @@ import torch
 
 from llm_spark.config import ModelConfig, OutcomeConfig, TrainConfig
 from llm_spark.errors import UserError
+from llm_spark.model.calibration import amount_factors
 from llm_spark.model.history import HistoryBatch
 from llm_spark.model.network import NextEventModel
-from llm_spark.model.outcomes import Moments
+from llm_spark.model.outcomes import Moments, OutcomeHead
 from llm_spark.training.batches import ReaderSource, measure
 from llm_spark.training.distributed import Ranks
-from llm_spark.training.loop import FitResult, Trainer
+from llm_spark.training.job import Progress
+from llm_spark.training.loop import FitResult, Trainer, learning_rate
 from llm_spark.training.outcomes import OUTCOMES_LOSS, OutcomeObjective, area_under_curve
 from tests.model.histories import Row, batch_of, random_rows, row, with_moments
 from tests.training.sequences import SMALL_MODEL, InMemory, small_job
@@ -52,7 +54,8 @@ def fitted(source: InMemory, config: ModelConfig, **settings: object) -> tuple[N
     train_config = TrainConfig(
         **{"num_epochs": 30.0, "learning_rate": 0.02, "warmup_steps": 2, "device": "cpu", "patience": 100, **settings}
     )
-    objective = OutcomeObjective(config, int(measured.target_counts_V.sum()), measured.num_labels_O)
+    num_targets = int(measured.target_counts_V.sum())
+    objective = OutcomeObjective(config, num_targets, measured.num_labels_O, model.outcome_head)
     result = Trainer(model, train_config, source, ONE_RANK, measured.target_counts_V, outcomes=objective).fit()
     return model, result
 
@@ -106,6 +109,83 @@ def test_the_outcomes_loss_counts_as_a_mean_over_the_labels_of_the_training_spli
     assert loss.item() / 300 == pytest.approx(3.0 * math.log(2) / 20)
 
 
+def shoppers(num_users: int, seed: int) -> list[Row]:
+    """Users who are all alike before they are asked about: a fifth of them will spend, and what they spend is lognormal."""
+    rng = np.random.default_rng(seed)
+    spent = rng.lognormal(4, 1, num_users) * (rng.random(num_users) < 0.2)
+    return [asked(row([[2], [3]]), math.log1p(amount)) for amount in spent]
+
+
+def test_the_mean_of_the_amounts_foretold_is_the_mean_of_what_was_spent() -> None:
+    spends = OutcomeConfig("spends", kind="amount")
+    config = dataclasses.replace(SMALL_MODEL, outcomes=[spends], next_item_weight=0.0)
+    source = InMemory(in_batches(shoppers(2000, seed=1), 500), in_batches(shoppers(8000, seed=2), 2000))
+    model, _ = fitted(source, config, num_epochs=3.0)
+    with torch.no_grad():
+        foretold = model.outcomes(batch_of(shoppers(4, seed=3)), torch.zeros(4))[:, 0]
+    # The mean of a lognormal of 4 and 1 is exp(4.5); exp of the mean logarithm alone would be some 1.2.
+    assert foretold.mean() == pytest.approx(0.2 * math.exp(4.5), rel=0.1)
+
+
+def test_the_factors_are_those_of_the_weights_that_are_kept_and_of_all_ranks() -> None:
+    config = ModelConfig(outcomes=[RETURNS, OutcomeConfig("spends", kind="amount")])
+    head = OutcomeHead(4, config.outcomes)
+    objective = OutcomeObjective(config, 1, torch.tensor([1, 1]), head)
+    for outputs, labels in (([0.0, math.log(3)], [1.0, math.log(9)]), ([0.0, math.log(2)], [0.0, math.nan])):
+        objective.add(torch.tensor([outputs]), Moments(torch.zeros(1), torch.zeros(1), torch.tensor([labels])))
+    objective.finish_validation(ONE_RANK)
+    # 8 were spent where 2 were foretold; what is not known yet does not count.
+    torch.testing.assert_close(head.factor_O, torch.tensor([1.0, 4.0]))
+    objective.begin_validation()
+    objective.finish_validation(ONE_RANK)
+    assert head.factor_O.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("spent", "foretold"), [(0.0, 5.0), (5.0, 0.0), (0.0, 0.0), (5.0, math.inf)])
+def test_where_nothing_was_spent_or_foretold_the_factor_is_one(spent: float, foretold: float) -> None:
+    sums = (torch.tensor([number], dtype=torch.float64) for number in (spent, foretold))
+    assert amount_factors(*sums).tolist() == [1.0]
+
+
+def test_rows_that_only_ask_leave_the_next_items_validation_as_it_is() -> None:
+    config = dataclasses.replace(SMALL_MODEL, outcomes=[RETURNS])
+    rows = [asked(r, 1.0) for r in random_rows(12, NUM_TOKENS, 4, seed=1)]
+    silent = [{**asked(r, 0.0), "first_target": len(r["tokens"])} for r in random_rows(6, NUM_TOKENS, 4, seed=2)]
+    torch.manual_seed(1)
+    model = NextEventModel(config, NUM_TOKENS, 4)
+    found = []
+    for validation in ([rows], [rows, silent], [silent, rows]):
+        source = InMemory([rows], validation)
+        objective = OutcomeObjective(config, 1, torch.tensor([1]))
+        train_config = TrainConfig(num_epochs=1.0, device="cpu")
+        trainer = Trainer(model, train_config, source, ONE_RANK, torch.ones(NUM_TOKENS), outcomes=objective)
+        found.append((trainer.validate(), trainer._temperature()))
+    assert found[0] == found[1] == found[2]
+
+
+def test_rows_that_only_ask_are_learnt_from() -> None:
+    config = dataclasses.replace(SMALL_MODEL, outcomes=[RETURNS])
+    silent = [{**asked(row([[token]]), float(token == 2)), "first_target": 1} for token in (2, 3) for _ in range(8)]
+    source = InMemory([[*silent, asked(row([[4, 5]]), 0.0)], silent])
+    model, _ = fitted(source, config, num_epochs=40.0)
+    with torch.no_grad():
+        found = model.outcomes(batch_of([row([[2]]), row([[3]])]), torch.zeros(2))[:, 0]
+    assert found[0] > 0.9
+    assert found[1] < 0.1
+
+
+def test_what_stood_before_a_row_arrives_with_it(tmp_path: Path) -> None:
+    rows = with_moments(random_rows(20, NUM_TOKENS, 4, seed=1), 1, seed=2)
+    for number, one_row in enumerate(rows):
+        one_row |= {"num_sessions_before": number, "value_sum_before": 7.5 * number, "first_event_time": 10**6}
+        one_row |= {"latest_event_time_before": one_row["event_times"][0] - number}
+    config = dataclasses.replace(SMALL_MODEL, outcomes=[RETURNS])
+    source = ReaderSource(small_job(tmp_path, rows, [], model_config=config), ONE_RANK)
+    found = [numbers for batch in source.training(epoch=0) for numbers in batch.moment_numbers().tolist()]
+    expected = [numbers for one_row in rows for numbers in batch_of([one_row]).moment_numbers().tolist()]
+    np.testing.assert_allclose(sorted(found), sorted(expected), rtol=1e-6)
+
+
 def test_ranks_add_up_to_the_area_under_the_curve_of_all_pairs() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 400)
@@ -134,6 +214,41 @@ def test_validation_without_a_closed_window_measures_nothing_of_the_outcome() ->
     names = {metric.name for metric in result.metrics}
     assert "validation_recall_at_20" in names
     assert not any("returns" in name for name in names)
+
+
+@pytest.mark.parametrize("next_item_weight", [0.0, 1.0])
+def test_an_outcomes_loss_that_is_no_number_is_refused_before_its_weights_are_kept(next_item_weight: float) -> None:
+    config = dataclasses.replace(SMALL_MODEL, outcomes=[RETURNS], next_item_weight=next_item_weight)
+    model = NextEventModel(config, NUM_TOKENS, 4)
+
+    def poison(progress: Progress | None) -> None:
+        if progress is not None:
+            with torch.no_grad():
+                model.outcome_head.output.bias.fill_(math.nan)
+
+    source = InMemory([openers(32, seed=1)], [openers(32, seed=2)])
+    objective = OutcomeObjective(config, 64, torch.tensor([32]))
+    settings = TrainConfig(device="cpu", num_epochs=1.0)
+    trainer = Trainer(model, settings, source, ONE_RANK, torch.ones(NUM_TOKENS), poison, outcomes=objective)
+    with pytest.raises(UserError, match="the outcomes' validation loss is nan after step 1"):
+        trainer.fit()
+    assert trainer._state.best.weights is None
+
+
+def test_weight_decay_shrinks_matrices_and_leaves_biases_where_the_data_put_them() -> None:
+    # Trained for outcomes alone, nothing but decay reaches the softmax.
+    config = dataclasses.replace(SMALL_MODEL, outcomes=[RETURNS], next_item_weight=0.0)
+    model = NextEventModel(config, NUM_TOKENS, 4)
+    model.begin_at_popularity(torch.arange(NUM_TOKENS))
+    weight, bias = model.head.weight.detach().clone(), model.head.bias.detach().clone()
+    settings = TrainConfig(num_epochs=5.0, learning_rate=0.01, warmup_steps=0, weight_decay=2.0, device="cpu")
+    objective = OutcomeObjective(config, 64, torch.tensor([64]))
+    source = InMemory(in_batches(openers(64, seed=1)))
+    Trainer(model, settings, source, ONE_RANK, torch.ones(NUM_TOKENS), outcomes=objective).fit()
+    num_steps = 5 * source.num_steps(0)
+    left = math.prod(1 - 2.0 * learning_rate(step, num_steps, settings) for step in range(num_steps))
+    torch.testing.assert_close(model.head.weight, weight * left)
+    assert torch.equal(model.head.bias, bias)
 
 
 def test_moments_arrive_with_their_rows_and_are_counted(tmp_path: Path) -> None:

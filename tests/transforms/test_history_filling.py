@@ -16,8 +16,8 @@ from llm_spark.transforms.history_kernel import (
     Span,
     SpanChooser,
     history_batches,
-    latest_spans,
     split_spans,
+    whole_span,
 )
 
 Session = list[tuple[int, float | None]]  # (time in seconds, value)
@@ -75,8 +75,8 @@ def test_training_rows_interpolate_and_evaluated_rows_only_before_their_first_ta
 
 
 def test_scored_histories_are_context_throughout_and_are_interpolated() -> None:
-    (row,) = rows_of(THREE_SESSIONS, latest_spans(6), "interpolate")
-    assert row["values"] == [3.0, 7.0, 8.0, 9.0, 9.0, 5.0]
+    (row,) = rows_of(THREE_SESSIONS, whole_span, "interpolate")
+    assert row["values"] == [1.0, 2.0, 3.0, 3.0, 7.0, 8.0, 9.0, 9.0, 5.0]
 
 
 def test_a_constant_and_the_last_known_value_are_filled_into_every_row() -> None:
@@ -92,7 +92,7 @@ def test_a_row_that_begins_in_the_middle_of_a_history_still_knows_the_last_value
 
 def test_a_training_row_that_ends_within_a_session_does_not_look_past_its_end() -> None:
     def leave_last_event_out(*history: object) -> list[Span]:
-        return [Span(TRAIN, 0, 3, 1), Span(TEST, 0, 4, 3)]
+        return [Span(TRAIN, 0, 3, 1, 0), Span(TEST, 0, 4, 3, 2)]
 
     rows = rows_of([[(0, 1.0), (1, None), (2, None), (3, 4.0)]], leave_last_event_out, "interpolate")
     assert [row["values"] for row in rows] == [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 4.0]]

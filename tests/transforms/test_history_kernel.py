@@ -19,8 +19,8 @@ from llm_spark.transforms.history_kernel import (
     HistoryRules,
     Span,
     history_batches,
-    latest_spans,
     split_spans,
+    whole_span,
 )
 from llm_spark.transforms.outcome_kernel import OutcomeRule, OutcomeRules
 
@@ -127,7 +127,7 @@ def test_of_overlapping_sessions_only_events_later_than_all_before_are_evaluated
     ]
 
 
-def test_a_single_event_has_nothing_to_predict_from_and_gives_no_row() -> None:
+def test_a_single_event_has_nothing_to_predict_from_and_gives_no_row_without_outcomes() -> None:
     assert rows_of([("u", [1])], rules(10, 20)) == []
 
 
@@ -146,10 +146,10 @@ def test_a_long_history_is_cut_into_rows_that_begin_with_a_burn_in() -> None:
     ]
 
 
-def test_the_latest_history_keeps_the_newest_tokens_and_marks_where_sessions_begin() -> None:
-    made = history_batches(batches_of([("u", [1, 2, 3]), ("u", [11, 12])], []), latest_spans(4))
+def test_the_whole_history_is_one_row_that_marks_where_sessions_begin() -> None:
+    made = history_batches(batches_of([("u", [1, 2, 3]), ("u", [11, 12])], []), whole_span)
     (row,) = [row for batch in made for row in batch.to_pylist()]
-    assert (row["tokens"], row["session_starts"]) == ([3, 4, 5, 6], [0, 2])
+    assert (row["tokens"], row["session_starts"], row["first_target"]) == ([2, 3, 4, 5, 6], [0, 3], 5)
 
 
 def test_features_of_each_rows_events_stand_one_event_after_the_other() -> None:
@@ -170,19 +170,119 @@ def test_rows_carry_the_labels_of_what_they_predict_and_know_what_later_rows_hol
     steps = batches_of([("u", [0, 2, 10, 12, 30])], [])
     made = history_batches(steps, split_spans(rules(100, 200, max_tokens=3, burn_in=1)), outcomes=asked)
     rows = [row for batch in made for row in batch.to_pylist()]
-    # After 2 s and 10 s of the first row, the 12 s of the second; of the first event of all nothing is asked.
+    # After 0 s, 2 s and 10 s of the first row, the 12 s and 30 s of the second.
     assert [(row["outcome_places"], row["outcome_labels"]) for row in rows] == [
-        ([1, 2], [0, 1]),
+        ([0, 1, 2], [1, 0, 1]),
         ([1, 2], [0, 0]),
     ]
-    assert [row["outcome_elapsed_seconds"] for row in rows] == [[0, 0], [0, 0]]
+    assert [row["outcome_elapsed_seconds"] for row in rows] == [[0, 0, 0], [0, 0]]
+
+
+DAY = 86_400
+Moment = tuple[int, float, float]  # split, day, label
+
+
+def moments_of(sessions: list[Session], max_tokens: int = 100, digits: int = 2) -> dict[str, list[Moment]]:
+    """By user what is asked of the outcome "any event within 30 days", training until day 100, validation until 150, all known until 200."""
+    asked = OutcomeRules((OutcomeRule(None, 30 * DAY * 1_000_000),), (*(d * DAY * 1_000_000 for d in (100, 150, 200)),))
+    chosen = split_spans(rules(100 * DAY, 150 * DAY, max_tokens, burn_in=1))
+    found: dict[str, list[Moment]] = {}
+    for made in history_batches(batches_of(sessions, []), chosen, outcomes=asked):
+        for row in made.to_pylist():
+            lists = (row[name] for name in ("outcome_places", "outcome_elapsed_seconds", "outcome_labels"))
+            assert row["outcome_places"] or row["first_target"] < len(row["tokens"])
+            for place, elapsed, label in zip(*lists, strict=True):
+                # Where sessions overlap, the latest event may stand before the row.
+                latest = max(*row["event_times"][: place + 1], row["latest_event_time_before"])
+                found.setdefault(row["user_id"], []).append(
+                    (row["split"], round((latest + elapsed) / DAY, digits), label)
+                )
+    return found
+
+
+def test_a_users_first_event_is_asked_about_in_the_split_it_belongs_to() -> None:
+    found = moments_of([("once", [DAY]), ("new", [110 * DAY]), ("twice", [DAY]), ("twice", [40 * DAY])])
+    # Snapshots lie a moment before days 100, 93, 86, ... of training, 150, 143, ... of validation and 200, 193, ... of the test. What is asked
+    # about is closed on day 100, 150, 200.
+    of_training = [1.0, *range(2, 70, 7)]
+    assert found["once"][:11] == [(TRAIN, day, 0) for day in of_training]
+    assert found["new"][:2] == [(VALIDATION, 110, 0), (VALIDATION, 115, 0)]
+    # Of its silent days those from day 10 on see day 40; then day 40 itself, and what follows.
+    seen = [(TRAIN, day, float(10 <= day < 40)) for day in [1.0, *range(2, 40, 7), 40, *range(44, 70, 7)]]
+    assert found["twice"][:12] == seen
+
+
+def test_a_user_who_is_silent_is_asked_about_in_validation_and_test_too() -> None:
+    found = moments_of([("u", [DAY]), ("u", [40 * DAY])])["u"]
+    assert [moment for moment in found if moment[0] != TRAIN] == [
+        *((VALIDATION, day, 0) for day in (101, 108, 115)),
+        *((TEST, day, 0) for day in (151, 158, 165)),
+    ]
+
+
+def test_a_user_who_comes_back_is_asked_about_in_the_silent_days_before() -> None:
+    found = moments_of([("u", [DAY]), ("u", [140 * DAY])])["u"]
+    assert [moment for moment in found if moment[0] == VALIDATION] == [
+        (VALIDATION, 101, 0),
+        (VALIDATION, 108, 0),
+        (VALIDATION, 115, 1),
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    days=st.lists(st.tuples(st.sampled_from("uv"), st.integers(0, 199)), min_size=1, max_size=14, unique=True),
+    max_tokens=st.integers(2, 5),
+)
+def test_of_every_user_each_event_and_each_snapshot_from_the_first_event_on_is_asked_about_once(
+    days: list[tuple[str, int]], max_tokens: int
+) -> None:
+    days = sorted(days)
+    found = moments_of([(user, [day * DAY]) for user, day in days], max_tokens)
+    for user in {user for user, _ in days}:
+        mine = [day for one, day in days if one == user]
+        expected = []
+        for split, begin, end in ((TRAIN, 0, 100), (VALIDATION, 100, 150), (TEST, 150, 200)):
+            snapshots = {day for day in range(end, begin, -7) if day > min(mine) and day + 30 <= end}
+            # A snapshot lies a moment before its day: it does not know of that day's event, and its window ends before day + 30.
+            expected += [(split, day, any(day <= other < day + 30 for other in mine)) for day in snapshots]
+            events = [day for day in mine if begin <= day < end and day + 30 < end]
+            expected += [(split, day, any(day < other <= day + 30 for other in mine)) for day in events]
+        assert sorted(found.get(user, [])) == sorted(
+            (split, float(day), float(label)) for split, day, label in expected
+        )
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    drawn=st.lists(
+        st.tuples(st.sampled_from("uvw"), st.lists(st.integers(0, 200), min_size=1, max_size=4)), max_size=12
+    ),
+    max_tokens=st.integers(2, 8),
+)
+def test_outcomes_leave_what_is_predicted_as_it_is_and_ask_at_no_moment_twice(
+    drawn: list[Session], max_tokens: int
+) -> None:
+    sessions = sorted(((u, sorted(t * DAY for t in times)) for u, times in drawn), key=lambda s: (s[0], s[1][-1]))
+    given_rules = rules(100 * DAY, 150 * DAY, max_tokens, burn_in=1)
+    asked = OutcomeRules((OutcomeRule(None, 9 * DAY * 1_000_000),), (*(d * DAY * 1_000_000 for d in (100, 150, 200)),))
+    made = history_batches(batches_of(sessions, []), split_spans(given_rules), outcomes=asked)
+    rows = [row for batch in made for row in batch.to_pylist()]
+    kept = ("user_id", "split", "row_number", "tokens", "values", "session_starts", "event_times", "first_target")
+    predicting = [[row[name] for name in kept] for row in rows if row["first_target"] < len(row["tokens"])]
+    assert predicting == [[row[name] for name in kept] for row in rows_of(sessions, given_rules)]
+    assert all(row["outcome_places"] for row in rows if row["first_target"] == len(row["tokens"]))
+    # A snapshot lies a second before a day that may have an event.
+    for moments in moments_of(sessions, max_tokens, digits=7).values():
+        assert len({day for _, day, _ in moments}) == len(moments)
 
 
 def test_spans_of_an_empty_split_are_none() -> None:
     import numpy as np
 
     times = np.array([1, 2]) * 1_000_000
-    assert split_spans(rules(10, 20))(times, np.array([2, 2]) * 1_000_000, np.array([0])) == [Span(TRAIN, 0, 2, 1)]
+    spans = split_spans(rules(10, 20))(times, np.array([2, 2]) * 1_000_000, np.array([0]))
+    assert [span for span in spans if not span.only_asks] == [Span(TRAIN, 0, 2, 1, 0)]
 
 
 histories = st.lists(

@@ -62,10 +62,11 @@ def test_a_window_that_is_not_closed_before_the_splits_end_has_no_label_even_if_
 
 
 def test_each_split_has_an_end_of_its_own() -> None:
-    rules = OutcomeRules((BUYS_WITHIN_10,), (20 * DAY, 25 * DAY, 30 * DAY))
-    history = user([12, 17, 22], [VIEW, BUY, VIEW], [0, 0, 0], rules)
-    found = {split: after_events(history.moments(split, 0, 0, 3)) for split in (TRAIN, VALIDATION, TEST)}
-    assert found == {TRAIN: [], VALIDATION: [(0, [1])], TEST: [(0, [1]), (1, [0])]}
+    rules = OutcomeRules((BUYS_WITHIN_10,), (20 * DAY, 40 * DAY, 60 * DAY))
+    history = user([8, 12, 25, 33, 45, 55], [VIEW, BUY, VIEW, VIEW, VIEW, BUY], [0] * 6, rules)
+    found = {split: after_events(history.moments(split, 0, 0, 6)) for split in (TRAIN, VALIDATION, TEST)}
+    # Those of day 12, 33 and 55 look beyond the end of their split; a split asks of its own days alone.
+    assert found == {TRAIN: [(0, [1])], VALIDATION: [(2, [0])], TEST: [(4, [1])]}
 
 
 def test_a_moment_known_for_one_outcome_alone_keeps_the_other_censored() -> None:

@@ -32,6 +32,7 @@ from llm_spark.pipelines.registry.aliases import (
     require_unchanged,
 )
 from llm_spark.pipelines.registry.fitness import why_it_cannot_be_compared, why_it_cannot_score
+from llm_spark.pipelines.registry.token_tables import SEQUENCES_ID
 from llm_spark.schemas import EVALUATION, MODELS
 from llm_spark.tables.warehouse import Warehouse
 from llm_spark.training.records import FINISHED
@@ -44,6 +45,8 @@ def was_evaluated(warehouse: Warehouse, origin: Mapping[str, Any]) -> bool:
     """Whether the evaluation that is there is of these models under this `origin`; it may have measured others beside them, as a model that
     was promoted since was measured beside the former champion, or have left these out."""
     note = warehouse.origin(EVALUATION) or {}
+    # Earlier versions did not note which table it was.
+    note = {key: value for key, value in origin.items() if key == SEQUENCES_ID} | note
     measured, left_out = note.get("models", {}), note.get("left_out", [])
     of_these = {
         "models": {name: measured.get(name) for name in origin["models"]},

@@ -10,6 +10,7 @@ from llm_spark.evaluation.estimates import MODEL
 from llm_spark.logs import log
 from llm_spark.model.artifact import LoadedModel, load_artifact
 from llm_spark.pipelines.registry.aliases import CHAMPION, GATE, Model, Models
+from llm_spark.pipelines.registry.token_tables import SEQUENCES_ID
 from llm_spark.pipelines.values import ValueTreatment
 from llm_spark.schemas import MODELS, SEQUENCES
 from llm_spark.tables.warehouse import Warehouse
@@ -26,6 +27,8 @@ class Champion:
     num_event_types: int
     sequences_version: int
     """The data version of the sequences that it was trained and chosen on."""
+    sequences_id: str | None
+    """Which table that is a version of; None for models of earlier versions of this program."""
     split: str
     """How those were split."""
     validation_until: str | None
@@ -62,6 +65,7 @@ def loaded(warehouse: Warehouse, model: Model) -> Champion:
         found.model.num_tokens,
         found.model.num_event_types,
         versions[SEQUENCES.name],
+        found.tables.get(SEQUENCES_ID),
         splits.get("split", BY_TIME),
         splits["validation_until"],
         ValueTreatment.of_json(found.tables.get("values")),

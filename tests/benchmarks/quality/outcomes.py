@@ -49,7 +49,7 @@ from llm_spark.tokens import FIRST_ITEM_TOKEN, UNKNOWN_TOKEN
 from llm_spark.training.distributed import Ranks
 from llm_spark.training.job import TrainingJob
 from llm_spark.training.rank import train_rank
-from llm_spark.transforms.history_kernel import HistoryRules, history_batches, latest_spans, split_spans
+from llm_spark.transforms.history_kernel import HistoryRules, history_batches, split_spans, whole_span
 from llm_spark.transforms.outcome_kernel import OutcomeRule, OutcomeRules
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -227,9 +227,10 @@ def ours(log: Log, asked_at: int, config: Config, folder: Path) -> tuple[Ints, F
     result = train_rank(job, Ranks(0, 1, torch.device("cpu")), lambda progress: None)
     seconds = time.monotonic() - began
     save_manifest(job.artifact_path, result["files"])
-    latest = pa.Table.from_batches(history_batches(steps.to_batches(), latest_spans(config.sequences.max_tokens)))
-    latest = latest.append_column("asked_at", pa.array(np.full(len(latest), asked_at)))
-    answers = pa.Table.from_batches(foretell(iter(latest.to_batches()), job.artifact_path, 64))
+    # The product keeps what stood before the newest events in user_memory: it answers from the whole history.
+    whole = pa.Table.from_batches(history_batches(steps.to_batches(), whole_span))
+    whole = whole.append_column("asked_at", pa.array(np.full(len(whole), asked_at)))
+    answers = pa.Table.from_batches(foretell(iter(whole.to_batches()), job.artifact_path, 64))
     users = np.array(answers["user_id"].to_pylist(), dtype=np.int64)
     order = np.argsort(users)
     return users[order], answers["value"].to_numpy().astype(np.float64)[order], seconds
