@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words[1:1] = [] if words[1:] == ["--help"] else ["list"]
     try:
         given, rest = parser.parse_known_args(words)
-        # argparse leaves what follows an option: settings, and ids, may stand anywhere.
+        # argparse leaves what follows an option: settings, ids and a query may stand anywhere.
         if hasattr(given, "words"):
             given.words += [word for word in rest if not word.startswith("-")]
             rest = [word for word in rest if word.startswith("-")]
@@ -116,10 +116,16 @@ def _parser() -> argparse.ArgumentParser:
     maintain.add_argument("--show-config", action="store_true", help="print the merged settings and stop")
     maintain.add_argument("--force", action="store_true", help="also remove versions that a model was trained on")
     query = command("sql", "query the tables", _run_sql)
-    query.add_argument("query", metavar="SELECT", help="Spark SQL; the tables are registered by name")
+    query.add_argument("--config", metavar="FILE", help="YAML settings")
     query.add_argument("--format", choices=("table", "csv", "json"), default="table")
     query.add_argument("--max-rows", type=int, default=1000, metavar="N")
-    configured(query)
+    query.add_argument(
+        "words",
+        nargs="*",
+        metavar="SELECT key.path=value",
+        help="Spark SQL, the tables by their names; settings that win over the file",
+    )
+    query.set_defaults(overrides=[])
     configured(
         command("serve-sql", "serve the tables to SQL clients (JDBC, ODBC, DB-API) until it is ended", _run_serve)
     )
@@ -197,9 +203,8 @@ def _run_sql(given: argparse.Namespace) -> None:
     from llm_spark.pipelines.query import print_query
 
     # Settings may stand on either side of the query.
-    words = [given.query, *given.overrides]
-    given.overrides = [word for word in words if _SETTING.match(word)]
-    queries = [word for word in words if not _SETTING.match(word)]
+    given.overrides = [word for word in given.words if _SETTING.match(word)]
+    queries = [word for word in given.words if not _SETTING.match(word)]
     if len(queries) != 1:
         raise UsageError("give one query, in quotes: " + (f"got {', '.join(queries)}" if queries else "there is none"))
     _with_spark(_load(given), lambda warehouse: print_query(warehouse, queries[0], given.format, given.max_rows))

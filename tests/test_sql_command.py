@@ -35,6 +35,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[tupl
         ("warehouse=w", "SELECT a=1"),
         ("SELECT a=1", "--format", "csv", "warehouse=w"),
         ("warehouse=w", "--max-rows", "5", "SELECT a=1"),
+        ("--format", "csv", "warehouse=w", "--max-rows", "5", "SELECT a=1"),
+        ("--max-rows", "5", "warehouse=w", "--format", "csv", "SELECT a=1"),
     ],
 )
 def test_settings_may_stand_before_the_query_or_after_it(asked: Callable, words: tuple[str, ...]) -> None:

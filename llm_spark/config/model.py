@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from llm_spark.config.checks import one_of, require
-from llm_spark.config.outcomes import OutcomeConfig
+from llm_spark.config.outcomes import MOMENT_COLUMNS, OPENING_COLUMNS, OutcomeConfig
 
 _WITHOUT_PART_IN_THE_WEIGHTS = frozenset(
     {"timeout_seconds", "reader_workers", "checkpoint_seconds", "keep_checkpoints", "track"}
@@ -98,10 +98,7 @@ class ModelConfig:
     @property
     def moment_columns(self) -> tuple[str, ...]:
         """The columns of the table sequences that say at which moments its outcomes are asked about, what came about, and what stood before."""
-        if not self.outcomes:
-            return ()
-        moments = ("outcome_places", "outcome_elapsed_seconds", "outcome_labels")
-        return (*moments, "num_sessions_before", "first_event_time", "latest_event_time_before", "value_sum_before")
+        return (*MOMENT_COLUMNS, *OPENING_COLUMNS) if self.outcomes else ()
 
 
 @dataclass(frozen=True)

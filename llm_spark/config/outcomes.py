@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from llm_spark.config.checks import one_of, require
 
 PROBABILITY, AMOUNT = OUTCOME_KINDS = ("probability", "amount")
+MOMENT_COLUMNS = ("outcome_places", "outcome_elapsed_seconds", "outcome_labels")
+"""Of the table sequences: at which moments of a row outcomes are asked about, and what came about."""
+OPENING_COLUMNS = ("num_sessions_before", "first_event_time", "latest_event_time_before", "value_sum_before")
+"""Of the table sequences: what stands before a row."""
 OUTCOMES_VERSION = 2
 """Rises when it changes at which moments outcomes are asked about, what the head is told of them, or how amounts are answered: sequences that
 were made under another one are made again, and of a model it is said."""

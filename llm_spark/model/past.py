@@ -29,7 +29,7 @@ class Opening:
 
     @classmethod
     def from_columns(cls, num_sessions: Tensor, first_times: Tensor, latest_times: Tensor, spent: Tensor) -> Opening:
-        """From num_sessions_before, first_event_time, latest_event_time_before and value_sum_before of the table sequences."""
+        """From OPENING_COLUMNS of the table sequences."""
         return cls(num_sessions.long(), first_times.long(), latest_times.long(), spent.double())
 
     @classmethod

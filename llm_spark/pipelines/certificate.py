@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from pyspark.sql import DataFrame, Row
@@ -29,9 +29,8 @@ from llm_spark.transforms.certificate import (
     unlearned,
 )
 from llm_spark.transforms.history_kernel import BY_TIME
+from llm_spark.transforms.sequences import epoch_microseconds
 from llm_spark.transforms.splits import SplitTimes
-
-_EPOCH, _MICROSECOND = datetime(1970, 1, 1), timedelta(microseconds=1)
 
 
 def certify(warehouse: Warehouse, sessions: DataFrame, account: Account) -> None:
@@ -182,7 +181,7 @@ def _open_labels(
     if times is None or not outcomes:
         return open_labels(sequences, [], {})
     newest = _only(sessions.agg(F.unix_micros(F.max("ended_at")).alias("at")))["at"]
-    ends = [(end - _EPOCH) // _MICROSECOND for end in (times.train_until, times.validation_until)]
+    ends = [epoch_microseconds(end) for end in (times.train_until, times.validation_until)]
     windows = [round(outcome["within_days"] * 86_400 * 1_000_000) for outcome in outcomes]
     return open_labels(sequences, windows, dict(zip(SPLITS, [*ends, newest], strict=True)))
 

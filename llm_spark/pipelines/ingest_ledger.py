@@ -14,7 +14,7 @@ from llm_spark.errors import UserError
 from llm_spark.pipelines.account import Account, Check
 from llm_spark.pipelines.ingest_batch import Batch
 from llm_spark.schemas import EVENTS, EVENTS_REJECTED, INGESTED_FILES
-from llm_spark.tables import ledger, raw
+from llm_spark.tables import raw
 from llm_spark.tables.raw import Listing, RawFile
 from llm_spark.tables.raw_csv import torn_records
 from llm_spark.tables.warehouse import Warehouse
@@ -119,7 +119,8 @@ def write_ledger(warehouse: Warehouse, batch: Batch, account: Account) -> None:
             )
         numbers = (counts.num_records, accepted, counts.num_rejected, duplicates)
         rows.append((file.uri, file.num_bytes, file.modified_at, *numbers, account.started_at, account.run_id))
-    ledger.enter(warehouse, warehouse.spark.createDataFrame(rows, INGESTED_FILES.schema), gone)
+    entries = warehouse.spark.createDataFrame(rows, INGESTED_FILES.schema)
+    warehouse.upsert(INGESTED_FILES, entries, "source_file", leaving=gone)
 
 
 def _renamed(warehouse: Warehouse, batch: Batch) -> dict[str, Row]:

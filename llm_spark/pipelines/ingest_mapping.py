@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 
 from llm_spark.config import IngestConfig
 from llm_spark.errors import UsageError
-from llm_spark.pipelines.ingest_columns import Found, Wanted, lacking_columns, referenced, wanted_columns
+from llm_spark.pipelines.ingest_columns import Found, Lacking, Wanted, lacking_columns, referenced, wanted_columns
 from llm_spark.schemas.records import data_columns
 from llm_spark.tables import raw
 from llm_spark.tables.raw import RawFile
@@ -122,7 +122,7 @@ def _parts(spark: SparkSession, files: Sequence[RawFile], config: IngestConfig) 
 
 def _json_records(
     spark: SparkSession, files: Sequence[RawFile], config: IngestConfig, is_first: bool
-) -> tuple[list[DataFrame], list[Wanted], Any]:
+) -> tuple[list[DataFrame], list[Wanted], Lacking]:
     lines = raw.read_text(spark, files)
     found = _fields(lines.limit(_NUM_LINES_SAMPLED), config)
     wanted = wanted_columns(spark, config, found)

@@ -10,7 +10,7 @@ from llm_spark.errors import DataError, Refusal, UserError
 from llm_spark.logs import log
 from llm_spark.pipelines.account import FAILED, REFUSED, Account
 from llm_spark.pipelines.clock import begin_run
-from llm_spark.tables.failures import storage_failure
+from llm_spark.tables.failures import storage_told
 from llm_spark.tables.warehouse import Warehouse
 
 
@@ -21,15 +21,13 @@ def run_stage(name: str, warehouse: Warehouse, config: Config, *, night_id: str 
     """
     account = Account(name, night_id=night_id, as_of_date=as_of_date(config))
     try:
-        account.started_at = begin_run(warehouse)
-        stage_of(name)(warehouse, config, account, **options)
-        account.close(warehouse)
+        with storage_told(warehouse.root):
+            account.started_at = begin_run(warehouse)
+            stage_of(name)(warehouse, config, account, **options)
+            account.close(warehouse)
     except Exception as error:
-        told = _told(error, warehouse)
-        _record_failure(warehouse, account, told)
-        if told is error:
-            raise
-        raise told from error
+        _record_failure(warehouse, account, error)
+        raise
     if account.refusal:
         raise Refusal(account.refusal)
     return account
@@ -42,13 +40,6 @@ def stage_of(name: str):  # type: ignore[no-untyped-def]
 
 def as_of_date(config: Config) -> date | None:
     return date.fromisoformat(config.as_of) if config.as_of is not None else None
-
-
-def _told(error: Exception, warehouse: Warehouse) -> Exception:
-    if isinstance(error, UserError):
-        return error
-    failure = storage_failure(error, warehouse.root)
-    return UserError(failure) if failure else error
 
 
 def _record_failure(warehouse: Warehouse, account: Account, error: Exception) -> None:

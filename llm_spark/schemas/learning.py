@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyspark.sql import types as t
 
+from llm_spark.config.outcomes import MOMENT_COLUMNS, OPENING_COLUMNS
 from llm_spark.schemas.table import INTS, LONG, MODEL_ID, TEXT, TIME, USER_ID, Table, columns
 
 SPLITS = ("train", "validation", "test")
@@ -82,16 +83,7 @@ SEQUENCES = Table(
     # A reader shuffles and shards row groups: some ten thousand rows are quick to read and still many groups.
     rows_per_group=16_384,
     is_pinned=True,
-    added_later=(
-        "features",
-        "outcome_places",
-        "outcome_elapsed_seconds",
-        "outcome_labels",
-        "num_sessions_before",
-        "first_event_time",
-        "latest_event_time_before",
-        "value_sum_before",
-    ),
+    added_later=("features", *MOMENT_COLUMNS, *OPENING_COLUMNS),
     is_derived=True,
 )
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from llm_spark.config.outcomes import OPENING_COLUMNS
 from llm_spark.errors import DataError
 from llm_spark.model.history import HistoryBatch
 from llm_spark.model.outcomes import Moments
@@ -72,12 +73,8 @@ def with_moments(rows: pa.RecordBatch, histories: HistoryBatch, num_outcomes: in
         )
     except ValueError as error:
         raise DataError(f"the sequences are damaged: {error}; run the sequences stage again") from error
-    opening = Opening.from_columns(
-        *(
-            torch.from_numpy(rows.column(name).to_numpy(zero_copy_only=False).copy())
-            for name in ("num_sessions_before", "first_event_time", "latest_event_time_before", "value_sum_before")
-        )
-    )
+    columns = (rows.column(name).to_numpy(zero_copy_only=False) for name in OPENING_COLUMNS)
+    opening = Opening.from_columns(*(torch.from_numpy(column.copy()) for column in columns))
     return dataclasses.replace(histories, moments=moments, opening=opening)
 
 

@@ -5,11 +5,10 @@ No row changes by any of it, and each step can be killed and run again: joining 
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from delta.tables import DeltaTable
@@ -17,6 +16,8 @@ from pyspark.sql import SparkSession
 
 from llm_spark.schemas import Table
 from llm_spark.tables.log import TableLog, file_name
+from llm_spark.tables.raw import literal
+from llm_spark.tables.spark_settings import settings
 
 MIN_FILES_TO_JOIN = 4
 """A partition is compacted once it holds this many small files: joining two each night would rewrite what was joined the night before."""
@@ -40,23 +41,7 @@ class DataFile:
         return file_name(self.path)
 
 
-@contextmanager
-def settings(spark: SparkSession, values: Mapping[str, str]) -> Iterator[None]:
-    """These Spark settings while the block runs."""
-    before = {name: spark.conf.get(name, None) for name in values}
-    try:
-        for name, value in values.items():
-            spark.conf.set(name, value)
-        yield
-    finally:
-        for name, former in before.items():
-            if former is None:
-                spark.conf.unset(name)
-            else:
-                spark.conf.set(name, former)
-
-
-def row_groups(spark: SparkSession, table: Table):  # type: ignore[no-untyped-def]
+def row_groups(spark: SparkSession, table: Table) -> AbstractContextManager[None]:
     """While the block runs, Parquet files are written in row groups of the size that the table's readers like."""
     limit = {"parquet.block.row.count.limit": str(table.rows_per_group)} if table.rows_per_group else {}
     return settings(spark, limit)
@@ -64,9 +49,8 @@ def row_groups(spark: SparkSession, table: Table):  # type: ignore[no-untyped-de
 
 def data_files(spark: SparkSession, path: str) -> list[DataFile]:
     """All data files in the table's folder."""
-    literal = re.sub(r"([\[\]{}*?\\])", r"\\\1", path)
     # Only listed: the content is not among the columns.
-    listing = spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(literal)
+    listing = spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(literal(path))
     modified_ms = (listing["modificationTime"].cast("double") * 1000).cast("long").alias("modified_ms")
     rows = listing.select("path", "length", modified_ms).collect()
     return [DataFile(row["path"], row["length"], row["modified_ms"]) for row in rows]

@@ -35,7 +35,8 @@ from llm_spark.tables.current import PREDICTIONS_CURRENT, current_predictions
 from llm_spark.tables.failures import storage_failure
 from llm_spark.tables.lock import locked
 from llm_spark.tables.log import TableLog
-from llm_spark.tables.maintenance import KEEP_LOG, data_files, files_of_version, readable_versions, row_groups, settings
+from llm_spark.tables.maintenance import KEEP_LOG, data_files, files_of_version, readable_versions, row_groups
+from llm_spark.tables.spark_settings import settings
 
 _MAX_PARTITIONS_NAMED = 400
 # A session set to dynamic overwriting would leave the partitions that the new rows do not touch.
@@ -161,14 +162,22 @@ class Warehouse:
         target = DeltaTable.forPath(self.spark, self.path(table)).alias("old")
         target.merge(new_rows.alias("new"), condition).whenNotMatchedInsertAll().execute()
 
-    def upsert(self, table: Table, rows: DataFrame, key: str) -> None:
-        """Insert the rows whose `key` is new and replace the others; the keys of `rows` must be distinct."""
+    def upsert(self, table: Table, rows: DataFrame, key: str, leaving: Sequence[str] = ()) -> None:
+        """Insert the rows whose `key` is new, replace the others, and remove those of the keys `leaving`, in one commit. No key may occur twice."""
+        entering = conformed(rows, table)
         if self._create(table):
-            conformed(rows, table).write.format("delta").mode("append").save(self.path(table))
+            entering.write.format("delta").mode("append").save(self.path(table))
             return
         target = DeltaTable.forPath(self.spark, self.path(table)).alias("old")
-        merge = target.merge(conformed(rows, table).alias("new"), f"old.{key} = new.{key}")
-        merge.whenMatchedUpdateAll().whenNotMatchedInsertAll().execute()
+        if not leaving:
+            merge = target.merge(entering.alias("new"), f"old.{key} = new.{key}")
+            merge.whenMatchedUpdateAll().whenNotMatchedInsertAll().execute()
+            return
+        gone = self.spark.createDataFrame([(name, True) for name in leaving], f"{key} string, is_gone boolean")
+        both = entering.withColumn("is_gone", F.lit(False)).unionByName(gone, allowMissingColumns=True)
+        values: dict[str, str | Column] = {name: F.col(f"new.{name}") for name in table.schema.names}
+        merge = target.merge(both.alias("new"), f"old.{key} = new.{key}").whenMatchedDelete("new.is_gone")
+        merge.whenMatchedUpdate(set=values).whenNotMatchedInsert("NOT new.is_gone", values).execute()
 
     def delete(self, table: Table, condition: Column) -> None:
         """Remove the rows for which `condition` holds, in one commit."""

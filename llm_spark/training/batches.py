@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llm_spark.config import ModelConfig, TrainConfig
+from llm_spark.config.outcomes import OPENING_COLUMNS
 from llm_spark.errors import DataError, UserError
 from llm_spark.model.history import HistoryBatch
 from llm_spark.model.inputs import num_step_numbers, step_numbers
@@ -189,12 +190,7 @@ def _with_moments(histories: HistoryBatch, batch: Any, num_outcomes: int) -> His
         row_offsets=histories.row_offsets,
         num_outcomes=num_outcomes,
     )
-    opening = Opening.from_columns(
-        batch["num_sessions_before"],
-        batch["first_event_time"],
-        batch["latest_event_time_before"],
-        batch["value_sum_before"],
-    )
+    opening = Opening.from_columns(*(batch[name] for name in OPENING_COLUMNS))
     return dataclasses.replace(histories, moments=moments, opening=opening)
 
 

@@ -11,15 +11,11 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from llm_spark.config.outcomes import OPENING_COLUMNS
 from llm_spark.transforms.fill_kernel import FilledValues
 
 _NEVER = np.iinfo(np.int64).max
-_KINDS = {
-    "num_sessions_before": pa.int32(),
-    "first_event_time": pa.int64(),
-    "latest_event_time_before": pa.int64(),
-    "value_sum_before": pa.float64(),
-}
+_KINDS = dict(zip(OPENING_COLUMNS, (pa.int32(), pa.int64(), pa.int64(), pa.float64()), strict=True))
 
 
 class Openings:

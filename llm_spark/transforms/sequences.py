@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from llm_spark.config import OutcomeConfig, SequencesConfig
-from llm_spark.config.outcomes import AMOUNT
+from llm_spark.config.outcomes import AMOUNT, MOMENT_COLUMNS, OPENING_COLUMNS
 from llm_spark.schemas import SPLITS
 from llm_spark.tokens import UNKNOWN_TOKEN
 from llm_spark.transforms.fill_kernel import KEEP, ValueFill
@@ -32,15 +32,6 @@ _HISTORY_COLUMNS = (
     "first_target",
     "started_at",
     "features",
-)
-_OUTCOME_COLUMNS = (
-    "outcome_places",
-    "outcome_elapsed_seconds",
-    "outcome_labels",
-    "num_sessions_before",
-    "first_event_time",
-    "latest_event_time_before",
-    "value_sum_before",
 )
 _EPOCH = datetime(1970, 1, 1)
 
@@ -116,13 +107,18 @@ def sequences(
 
     What stands before a split's beginning is context, never a target. By time, no row of training holds an event at or after `train_until`.
     """
-    until = (_micros(times.train_until), _micros(times.validation_until)) if times else (0, 0)
+    until = (epoch_microseconds(times.train_until), epoch_microseconds(times.validation_until)) if times else (0, 0)
     rules = HistoryRules(config.max_tokens, config.burn_in_tokens, *until, config.split)
     rows = _histories(steps, split_spans(rules), fill, outcomes)
     split = F.element_at(F.array(*[F.lit(name) for name in SPLITS]), F.col("split") + 1)
     sequence_id = stable_id(F.col("user_id"), split, F.col("row_number").cast("string"))
     return rows.select(
-        sequence_id.alias("sequence_id"), "user_id", split.alias("split"), *_HISTORY_COLUMNS, *_OUTCOME_COLUMNS
+        sequence_id.alias("sequence_id"),
+        "user_id",
+        split.alias("split"),
+        *_HISTORY_COLUMNS,
+        *MOMENT_COLUMNS,
+        *OPENING_COLUMNS,
     )
 
 
@@ -141,7 +137,8 @@ def outcome_rules(
         )
         for outcome in outcomes
     )
-    return OutcomeRules(rules, (_micros(times.train_until), _micros(times.validation_until), _micros(newest)))
+    train_until, validation_until = (epoch_microseconds(end) for end in (times.train_until, times.validation_until))
+    return OutcomeRules(rules, (train_until, validation_until, epoch_microseconds(newest)))
 
 
 def whole_histories(steps: DataFrame, fill: ValueFill = KEEP) -> DataFrame:
@@ -150,5 +147,6 @@ def whole_histories(steps: DataFrame, fill: ValueFill = KEEP) -> DataFrame:
     return _histories(steps, whole_span, fill).select("user_id", *_HISTORY_COLUMNS, *sessions)
 
 
-def _micros(time: datetime) -> int:
-    return round((time - _EPOCH).total_seconds() * 1_000_000)
+def epoch_microseconds(time: datetime) -> int:
+    """Of a naive UTC time."""
+    return (time - _EPOCH) // timedelta(microseconds=1)

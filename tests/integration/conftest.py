@@ -175,6 +175,14 @@ def copied(chain_until: Callable[[str], Warehouse]) -> Warehouse:
 
 
 @pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    """A folder for raw files, empty."""
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
 def loaded(tmp_path: Path) -> Callable[..., Config]:
     """Settings with their warehouse in this test's folder."""
 

@@ -49,13 +49,6 @@ def command(spark: SparkSession, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 @pytest.fixture
-def logs(tmp_path: Path) -> Path:
-    folder = tmp_path / "logs"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def config_file(tmp_path: Path, logs: Path) -> str:
     file = tmp_path / "a.yaml"
     file.write_text(

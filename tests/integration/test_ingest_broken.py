@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -14,14 +13,12 @@ from pyspark.sql import SparkSession
 
 from llm_spark.config import Config
 from llm_spark.errors import DataError
-from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.stages import run_stage
-from llm_spark.schemas import DATA_QUALITY, EVENTS, EVENTS_REJECTED, INGESTED_FILES
+from llm_spark.schemas import DATA_QUALITY, EVENTS, EVENTS_REJECTED
 from llm_spark.tables import raw
 from llm_spark.tables.warehouse import Warehouse
+from tests.integration.ingesting import COLUMNS, Loaded, ingest, ledger
 
-Loaded = Callable[..., Config]
-COLUMNS = ["ingest.columns.user=user", "ingest.columns.item=item", "ingest.columns.time=time"]
 TIME = "2025-01-01T00:00:00Z"
 
 
@@ -36,20 +33,9 @@ def load(loaded: Loaded, logs: Path, form: str, *overrides: str) -> Config:
     return loaded(f"ingest.paths=['{logs}']", f"ingest.format={form}", *COLUMNS, *overrides)
 
 
-def ingest(spark: SparkSession, config: Config) -> tuple[Warehouse, Account]:
-    warehouse = Warehouse(spark, config.warehouse)
-    return warehouse, run_stage("ingest", warehouse, config)
-
-
 def line(item: str, time: str = TIME, **more: object) -> bytes:
     fields = "".join(f', "{name}": "{value}"' for name, value in more.items())
     return f'{{"user": "u", "item": "{item}", "time": "{time}"{fields}}}'.encode()
-
-
-def by_file(warehouse: Warehouse) -> dict[str, tuple[int, int, int, int]]:
-    names = ("num_records", "num_accepted", "num_rejected", "num_duplicates")
-    ledger = warehouse.read(INGESTED_FILES).collect()
-    return {row["source_file"].rsplit("/", 1)[1]: tuple(row[name] for name in names) for row in ledger}
 
 
 def rejections(warehouse: Warehouse) -> dict[str, Counter[str]]:
@@ -77,7 +63,7 @@ def test_every_line_of_broken_json_files_is_accounted_for(spark: SparkSession, l
     (logs / "a folder.jsonl").mkdir()
     (logs / "a folder.jsonl" / "in.jsonl").write_bytes(line("inner") + b"\n")
     warehouse, account = ingest(spark, load(loaded, logs, "jsonl", "ingest.max_record_chars=4000"))
-    found = by_file(warehouse)
+    found = ledger(warehouse)
     assert {name: counts[0] for name, counts in found.items()} == {
         **{name.replace(" ", "%20"): len(lines) for name, lines in files.items()},
         "in.jsonl": 1,
@@ -123,7 +109,7 @@ def test_every_line_of_broken_csv_files_is_accounted_for(spark: SparkSession, lo
     warehouse, _ = ingest(spark, load(loaded, logs, "csv"))
     # The quoted line end makes two lines of one record; all other records are lines.
     num_lines = {name: len(records) for name, records in rows.items()} | {"quotes.csv": 4}
-    found = by_file(warehouse)
+    found = ledger(warehouse)
     assert {name: counts[0] for name, counts in found.items()} == {**num_lines, "header%20only.csv": 0, "wider.csv": 1}
     assert all(counts[0] == sum(counts[1:]) for counts in found.values())
     items = sorted(row["item_id"] for row in warehouse.read(EVENTS).select("item_id").collect())
@@ -167,7 +153,7 @@ def test_parquet_files_that_disagree_on_columns_and_types_are_read_together_and_
         run_stage("ingest", warehouse, config)
     stored = sorted((row["user_id"], row["item_id"], row["event_time"]) for row in warehouse.read(EVENTS).collect())
     assert stored == [("7", "a", at), ("8", "b", at), ("9", "c", at)]
-    assert sum(counts[0] for counts in by_file(warehouse).values()) == 4
+    assert sum(counts[0] for counts in ledger(warehouse).values()) == 4
     assert {name[:1]: set(reasons) for name, reasons in rejections(warehouse).items()} == {
         "4": {"missing_item"},
         "5": {"unreadable_file"},

@@ -6,7 +6,7 @@ import gzip
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -19,25 +19,15 @@ from pyspark.sql import SparkSession
 from llm_spark.config import Config
 from llm_spark.errors import Refusal, UsageError, UserError
 from llm_spark.pipelines import ingest_batch, ingest_mapping
-from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.pseudonym_key import KEY_VARIABLE
-from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import DATA_QUALITY, EVENTS, EVENTS_REJECTED, INGESTED_FILES
 from llm_spark.tables import raw
 from llm_spark.tables.warehouse import Warehouse
+from tests.integration.ingesting import COLUMNS, Loaded, ingest, ledger
 from tests.killing import table_rows
 
-Loaded = Callable[..., Config]
-COLUMNS = ["ingest.columns.user=user", "ingest.columns.item=item", "ingest.columns.time=time"]
 TABLES = (EVENTS, EVENTS_REJECTED, INGESTED_FILES)
 DAY = "2025-01-01T00:00:00Z"
-
-
-@pytest.fixture
-def logs(tmp_path: Path) -> Path:
-    folder = tmp_path / "logs"
-    folder.mkdir()
-    return folder
 
 
 @pytest.fixture
@@ -48,19 +38,8 @@ def load(loaded: Loaded, logs: Path) -> Loaded:
     return with_logs
 
 
-def ingest(spark: SparkSession, config: Config) -> tuple[Warehouse, Account]:
-    warehouse = Warehouse(spark, config.warehouse)
-    return warehouse, run_stage("ingest", warehouse, config)
-
-
 def items(warehouse: Warehouse) -> list[str]:
     return sorted(row["item_id"] for row in warehouse.read(EVENTS).select("item_id").collect())
-
-
-def ledger(warehouse: Warehouse) -> dict[str, tuple[int, ...]]:
-    names = ("num_records", "num_accepted", "num_rejected", "num_duplicates")
-    rows = warehouse.read(INGESTED_FILES).collect()
-    return {row["source_file"].rsplit("/", 1)[1]: tuple(row[name] for name in names) for row in rows}
 
 
 def measured(warehouse: Warehouse, name: str) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -22,10 +21,9 @@ from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import EVENTS, EVENTS_REJECTED, INGESTED_FILES, SESSIONS
 from llm_spark.tables import raw
 from llm_spark.tables.warehouse import Warehouse
+from tests.integration.ingesting import COLUMNS, Loaded, ledger
 from tests.killing import Victim, kill_workers, table_rows
 
-Loaded = Callable[..., Config]
-COLUMNS = ["ingest.columns.user=user", "ingest.columns.item=item", "ingest.columns.time=time"]
 TABLES = (EVENTS, EVENTS_REJECTED, INGESTED_FILES)
 
 
@@ -81,12 +79,6 @@ def reference(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> 
     warehouse = Warehouse(spark, config.warehouse)
     run_stage("ingest", warehouse, config)
     return Reference(folder / "logs", warehouse, table_rows(warehouse, *TABLES))
-
-
-def ledger(warehouse: Warehouse) -> dict[str, tuple[int, ...]]:
-    names = ("num_records", "num_accepted", "num_rejected", "num_duplicates")
-    rows = warehouse.read(INGESTED_FILES).collect()
-    return {row["source_file"].rsplit("/", 1)[1]: tuple(row[name] for name in names) for row in rows}
 
 
 def items(warehouse: Warehouse) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import shutil
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -17,9 +16,7 @@ from llm_spark.config import Config
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import EVENTS, INGESTED_FILES
 from llm_spark.tables.warehouse import Warehouse
-
-Loaded = Callable[..., Config]
-COLUMNS = ["ingest.columns.user=user", "ingest.columns.item=item", "ingest.columns.time=time"]
+from tests.integration.ingesting import COLUMNS, Loaded
 
 
 def ingest(spark: SparkSession, config: Config) -> Warehouse:

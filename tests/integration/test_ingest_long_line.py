@@ -8,14 +8,11 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from llm_spark.config import Config
-from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import EVENTS, EVENTS_REJECTED
-from llm_spark.tables.warehouse import Warehouse
+from tests.integration.ingesting import COLUMNS, Loaded, ingest
 
 TIME = "2025-01-01T00:00:00Z"
 NUM_BYTES = 100_000_000
-COLUMNS = ["ingest.columns.user=user", "ingest.columns.item=item", "ingest.columns.time=time"]
 
 
 def json_lines(filling: str) -> tuple[str, list[str]]:
@@ -29,13 +26,12 @@ def csv_lines(filling: str) -> tuple[str, list[str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("form", "lines"), [("jsonl", json_lines), ("csv", csv_lines)])
 def test_a_line_of_100_mb_is_too_long_and_its_neighbours_are_accepted(
-    spark: SparkSession, loaded: Callable[..., Config], tmp_path: Path, form: str, lines: Callable
+    spark: SparkSession, loaded: Loaded, tmp_path: Path, form: str, lines: Callable
 ) -> None:
     header, records = lines("x" * NUM_BYTES)
     (tmp_path / f"a.{form}").write_text(header + "".join(records))
     config = loaded(f"ingest.paths=[{tmp_path}/a.{form}]", f"ingest.format={form}", *COLUMNS)
-    warehouse = Warehouse(spark, config.warehouse)
-    account = run_stage("ingest", warehouse, config)
+    warehouse, account = ingest(spark, config)
     assert account.rejected == {"too_long": 1}
     assert sorted(row["item_id"] for row in warehouse.read(EVENTS).collect()) == ["a", "b"]
     (long,) = warehouse.read(EVENTS_REJECTED).collect()

@@ -11,7 +11,8 @@ from pyspark.sql import DataFrame, SparkSession
 
 from llm_spark.errors import UserError
 from llm_spark.schemas import VOCABULARY
-from llm_spark.tables.maintenance import files_of_version, settings
+from llm_spark.tables.maintenance import files_of_version
+from llm_spark.tables.spark_settings import settings
 from llm_spark.tables.warehouse import Warehouse
 
 
