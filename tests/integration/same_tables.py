@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from llm_spark.schemas import DATA_QUALITY, PREDICTIONS, RUNS, TABLES, USER_MEMORY
+from llm_spark.schemas import DATA_QUALITY, LOCKS, PREDICTIONS, RUNS, TABLES, USER_MEMORY
 from llm_spark.tables.warehouse import Warehouse
 from tests.integration.training_victim import are_equal, weights
 from tests.killing import table_rows, without_speeds
 
 OF_THE_RUN = ("scored_at", "created_at", "changed_at", "at", "moves", "code_version")
 """Columns that tell when and by which program a row was written."""
+OF_RUNS = (RUNS, DATA_QUALITY, LOCKS)
+"""What was run, when and by whom: a night and its stages one by one write the same of all else."""
 SETTINGS = "config"
 """Of a model, with those that have no part in it; its model_id stands for the others."""
 SCORES = ["score", "probability"]
@@ -23,7 +25,7 @@ SCORE_TOLERANCE = 1e-5
 
 def rows(warehouse: Warehouse) -> dict[str, list[str]]:
     """Of every table: its rows as text, in order, without the scores and what differs from run to run."""
-    there = [t for t in TABLES.values() if t not in (RUNS, DATA_QUALITY) and warehouse.exists(t)]
+    there = [t for t in TABLES.values() if t not in OF_RUNS and warehouse.exists(t)]
     found = table_rows(warehouse, *there, without=(*OF_THE_RUN, SETTINGS, *SCORES, MEMORY))
     return found | {"training_metrics": without_speeds(found["training_metrics"])}
 

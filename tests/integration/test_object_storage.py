@@ -1,8 +1,8 @@
 """The whole night with its warehouse on S3, a server of moto's on loopback. Opt-in, for the AWS SDK that Spark needs there has 690 MB:
 
 pip install s3fs 'moto[server]'
-spark-submit --packages org.apache.hadoop:hadoop-aws:3.5.0 --version
-python -m pytest tests/integration/test_object_storage.py
+python -c "from pyspark.sql import SparkSession as S; S.builder.config('spark.jars.packages', 'org.apache.hadoop:hadoop-aws:3.5.0').getOrCreate()"
+python -m pytest -m slow tests/integration/test_object_storage.py
 """
 
 from __future__ import annotations
