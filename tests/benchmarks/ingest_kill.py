@@ -1,9 +1,10 @@
-"""Stages killed at random instants, then run again: python -m tests.benchmarks.ingest_kill [--stages ingest sessionize sequences] [--kills 20]
+"""Stages killed at random instants, then run again: python -m tests.benchmarks.ingest_kill [--stages ...] [--nights first late] [--kills 20]
 
 Each victim is a process of its own (`python -m llm_spark.cli STAGE`) on a copy of the warehouse as it stood before the stage. It is killed
 with SIGKILL, driver and JVM, after a random part of the time that the stage takes once it has begun to work; every fourth time instead its
 Python workers alone are killed, again and again. Then the stage is run once more, and each of its tables must equal a clean run's, row for
-row, but for run ids and times. Ends with one JSON line: kills that struck while the stage worked, and reruns that differed.
+row, but for run ids and times. Two nights are tried so: the first of nine tenths of the records, the second of the others, which are late events
+of all users and days. Ends with one JSON line: kills that struck while the stage worked, and reruns that differed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from llm_spark.schemas import (
     INGESTED_FILES,
     SEQUENCES,
     SESSIONS,
+    SESSIONS_SET_ASIDE,
     VOCABULARY,
     Table,
 )
@@ -40,10 +42,25 @@ from tests.killing import SMALL_SPARK, Victim, kill_workers, settings_file, tabl
 
 WRITES: dict[str, tuple[Table, ...]] = {
     "ingest": (EVENTS, EVENTS_REJECTED, INGESTED_FILES),
-    "sessionize": (SESSIONS,),
+    "sessionize": (SESSIONS, SESSIONS_SET_ASIDE),
     "sequences": (VOCABULARY, EVENT_TYPES, SEQUENCES),
 }
+NIGHTS = ("first", "late")
+_LATE_SHARE = 10
+"""One record in so many comes on the second night: few enough that sessionize is incremental."""
+_BOTS = "sessionize: {bots: {max_events: 12}}\n"
+"""Some sessions are longer."""
 _POLL_SECONDS = 0.005
+
+
+def held_back(logs: Path, folder: Path) -> None:
+    """Move one line in so many of each raw file to one of its own in `folder`."""
+    folder.mkdir()
+    for file in sorted(logs.glob("*.jsonl")):
+        lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines(keepends=True)
+        for place, target in ((0, folder / f"late-{file.name}"), (1, file)):
+            chosen = [line for n, line in enumerate(lines) if (n % _LATE_SHARE != 0) == bool(place)]
+            target.write_text("".join(chosen), encoding="utf-8", errors="surrogateescape")
 
 
 class StageVictim(Victim):
@@ -77,7 +94,10 @@ def _wait(condition: Callable[[], bool], victim: StageVictim) -> bool:
 def try_stage(
     spark: SparkSession, stage: str, num_kills: int, config: Config, config_file: Path, before: Path, folder: Path
 ) -> tuple[int, int]:
-    """Kill and rerun until `num_kills` struck; returns how many did and how many reruns differed. `before` then holds the clean run."""
+    """Kill and rerun until `num_kills` struck; returns how many did and how many reruns differed. `before` then holds the clean run.
+
+    `folder` is empty, for the copies.
+    """
     pristine = folder / f"before-{stage}"
     if before.exists():
         shutil.copytree(before, pristine)
@@ -121,7 +141,8 @@ def try_stage(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--stages", nargs="+", choices=list(WRITES), default=list(WRITES))
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--nights", nargs="+", choices=NIGHTS, default=list(NIGHTS))
+    parser.add_argument("--kills", type=int, default=20, help="of each stage in each night")
     parser.add_argument("--users", type=int, default=300)
     given = parser.parse_args()
     spark = spark_room.session(SMALL_SPARK, "ingest_kill")
@@ -129,14 +150,25 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config_file = settings_file(folder, given.users)
+        with config_file.open("a") as file:
+            file.write(_BOTS)
+        held_back(folder / "logs", folder / "late")
         before = folder / "clean"
         config = settings.load(config_file, [f"warehouse={before}"], ("ingest",))
-        for stage in WRITES:
-            if stage in given.stages:
-                struck, different = try_stage(spark, stage, given.kills, config, config_file, before, folder)
-                result[stage] = {"struck": struck, "different": different}
-            else:
-                run_stage(stage, Warehouse(spark, str(before)), config)
+        for night in NIGHTS:
+            if night == "late":
+                for file in (folder / "late").iterdir():
+                    file.rename(folder / "logs" / file.name)
+            for stage in WRITES:
+                if stage in given.stages and night in given.nights:
+                    copies = folder / f"{night}-{stage}"
+                    copies.mkdir()
+                    struck, different = try_stage(spark, stage, given.kills, config, config_file, before, copies)
+                    result[f"{stage}, {night} night"] = {"struck": struck, "different": different}
+                else:
+                    run_stage(stage, Warehouse(spark, str(before)), config)
+        set_aside = Warehouse(spark, str(before)).read(SESSIONS_SET_ASIDE).count()
+        assert set_aside, "no session was set aside: that table was not tried"
     spark.stop()
     print(json.dumps({"benchmark": "ingest_kill", **result}))
     return int(any(counts["different"] for counts in result.values()))
