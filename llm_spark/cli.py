@@ -96,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--config", metavar="FILE", help="YAML settings")
         added.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings that win over the file")
 
+    def configured_among_words(added: argparse.ArgumentParser, takes: str, help_text: str | None = None) -> None:
+        """What it takes besides, and settings, in any order; `_run_…` tells them apart."""
+        added.add_argument("--config", metavar="FILE", help="YAML settings")
+        added.add_argument("words", nargs="*", metavar=f"{takes} key.path=value".strip(), help=help_text)
+        added.set_defaults(overrides=[])
+
     for stage, what in STAGES.items():
         added = command(stage, what, _run_stage)
         configured(added)
@@ -116,16 +122,9 @@ def _parser() -> argparse.ArgumentParser:
     maintain.add_argument("--show-config", action="store_true", help="print the merged settings and stop")
     maintain.add_argument("--force", action="store_true", help="also remove versions that a model was trained on")
     query = command("sql", "query the tables", _run_sql)
-    query.add_argument("--config", metavar="FILE", help="YAML settings")
+    configured_among_words(query, "SELECT", "Spark SQL, the tables by their names; settings that win over the file")
     query.add_argument("--format", choices=("table", "csv", "json"), default="table")
     query.add_argument("--max-rows", type=int, default=1000, metavar="N")
-    query.add_argument(
-        "words",
-        nargs="*",
-        metavar="SELECT key.path=value",
-        help="Spark SQL, the tables by their names; settings that win over the file",
-    )
-    query.set_defaults(overrides=[])
     configured(
         command("serve-sql", "serve the tables to SQL clients (JDBC, ODBC, DB-API) until it is ended", _run_serve)
     )
@@ -134,11 +133,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, (takes, what) in _MODEL_ACTIONS.items():
         action = actions.add_parser(name, help=f"{takes} {what}".strip(), description=what)
         action.add_argument("--debug", action="store_true", help="show stack traces")
-        action.add_argument("--config", metavar="FILE", help="YAML settings")
+        configured_among_words(action, takes)
         if name in ("promote", "rollback"):
             action.add_argument("--reason", default="", metavar="TEXT", help="why, for the table models")
-        action.add_argument("words", nargs="*", metavar=f"{takes} key.path=value".strip())
-        action.set_defaults(overrides=[])
     configured(command("tables", "what is in the warehouse: versions, rows, newest event, files", _run_tables))
     simulate = command(
         "simulate", "write raw logs of simulated users, with every trouble that real logs have", _run_simulate

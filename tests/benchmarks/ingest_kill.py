@@ -46,21 +46,20 @@ WRITES: dict[str, tuple[Table, ...]] = {
     "sequences": (VOCABULARY, EVENT_TYPES, SEQUENCES),
 }
 NIGHTS = ("first", "late")
-_LATE_SHARE = 10
-"""One record in so many comes on the second night: few enough that sessionize is incremental."""
+_ONE_LATE_IN = 10
+"""So few of the records come on the second night that sessionize is incremental."""
 _BOTS = "sessionize: {bots: {max_events: 12}}\n"
 """Some sessions are longer."""
 _POLL_SECONDS = 0.005
 
 
-def held_back(logs: Path, folder: Path) -> None:
+def hold_back(logs: Path, folder: Path) -> None:
     """Move one line in so many of each raw file to one of its own in `folder`."""
     folder.mkdir()
-    for file in sorted(logs.glob("*.jsonl")):
-        lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines(keepends=True)
-        for place, target in ((0, folder / f"late-{file.name}"), (1, file)):
-            chosen = [line for n, line in enumerate(lines) if (n % _LATE_SHARE != 0) == bool(place)]
-            target.write_text("".join(chosen), encoding="utf-8", errors="surrogateescape")
+    for file in logs.glob("*.jsonl"):
+        lines = file.read_bytes().splitlines(keepends=True)
+        (folder / f"late-{file.name}").write_bytes(b"".join(lines[::_ONE_LATE_IN]))
+        file.write_bytes(b"".join(line for place, line in enumerate(lines) if place % _ONE_LATE_IN))
 
 
 class StageVictim(Victim):
@@ -98,10 +97,10 @@ def try_stage(
 
     `folder` is empty, for the copies.
     """
-    pristine = folder / f"before-{stage}"
+    pristine = folder / "before"
     if before.exists():
         shutil.copytree(before, pristine)
-    timed = folder / f"timed-{stage}"
+    timed = folder / "timed"
     if pristine.exists():
         shutil.copytree(pristine, timed)
     victim = StageVictim(stage, config_file, timed)
@@ -114,7 +113,7 @@ def try_stage(
     expected = table_rows(clean, *WRITES[stage])
     dice, num_struck, num_different, number = random.Random(0), 0, 0, 0
     while num_struck < num_kills and number < 3 * num_kills:
-        target = folder / f"{stage}-{number}"
+        target = folder / str(number)
         if pristine.exists():
             shutil.copytree(pristine, target)
         struck = strike(stage, number, config_file, target, seconds, dice)
@@ -152,7 +151,7 @@ def main() -> int:
         config_file = settings_file(folder, given.users)
         with config_file.open("a") as file:
             file.write(_BOTS)
-        held_back(folder / "logs", folder / "late")
+        hold_back(folder / "logs", folder / "late")
         before = folder / "clean"
         config = settings.load(config_file, [f"warehouse={before}"], ("ingest",))
         for night in NIGHTS:

@@ -86,19 +86,6 @@ def sessions_with_items(spark: SparkSession, histories: Sequence[tuple[str, list
     return sessions_frame(spark, rows)
 
 
-def honest_tables(spark: SparkSession) -> Callable[[str], Tables]:
-    """Sequences as the stage makes them, for each kind of split."""
-    sessions = sessions_of(spark, HISTORIES).localCheckpoint()
-    known: dict[str, Tables] = {}
-
-    def of(split: str) -> Tables:
-        if split not in known:
-            known[split] = tables_of(spark, sessions, split)
-        return known[split]
-
-    return of
-
-
 def tables_of(
     spark: SparkSession,
     sessions: DataFrame,

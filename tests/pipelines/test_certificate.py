@@ -23,7 +23,6 @@ from tests.pipelines.certified_tables import (
     Tables,
     changed,
     first,
-    honest_tables,
     sessions_of,
     sessions_with_items,
     tables_of,
@@ -42,11 +41,6 @@ OVERLAPPING: list[tuple[str, list[int], str]] = [
     ("w", [303, 310], "aa"),
     ("w", [320], "x"),
 ]
-
-
-@pytest.fixture(scope="module")
-def honest(spark: SparkSession) -> Callable[[str], Tables]:
-    return honest_tables(spark)
 
 
 @pytest.mark.parametrize("split", SPLITS)

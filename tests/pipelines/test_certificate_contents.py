@@ -24,18 +24,12 @@ from tests.pipelines.certified_tables import (
     Tables,
     changed,
     first,
-    honest_tables,
     sessions_of,
     sessions_with_items,
     tables_of,
 )
 
 WITHIN_30_AND_60_MINUTES = [OutcomeConfig("soon", ["view"], 30 / 1440), OutcomeConfig("later", [], 60 / 1440)]
-
-
-@pytest.fixture(scope="module")
-def honest(spark: SparkSession) -> Callable[[str], Tables]:
-    return honest_tables(spark)
 
 
 @pytest.mark.parametrize(("split", "name"), [("train", "tokens"), ("test", "tokens"), ("test", "values")])
