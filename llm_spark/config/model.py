@@ -46,6 +46,9 @@ class ModelConfig:
     tied: bool = False
     """Score an item by its embedding instead of a vector of its own, and begin from the last item's: fewer parameters, rare
     items learn from both uses, and what is like the last item is likely at once."""
+    item_context: str = "last"
+    """What a tied model begins from. last: the last item's vector. mapped: a learned map of it, since what follows an item need not be like
+    it. attended: besides, a learned map of the items of the session so far, weighted by the attention, for sessions that return to items."""
     cosine_scale: float = 0.0
     """Score by this number times the cosine of context and item, plus the item's bias, so that long vectors of frequent
     items win nothing by their length; 10 to 20 is usual. 0: by the plain inner product."""
@@ -73,6 +76,12 @@ class ModelConfig:
         for name in ("dense_size", "memory_size", "cosine_scale"):
             require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "give 0 or more")
         require(self.cosine_scale < math.inf, "model.cosine_scale", self.cosine_scale, "give a finite number")
+        one_of("model.item_context", self.item_context, ("last", "mapped", "attended"))
+        possible = self.item_context == "last" or (
+            self.tied and (self.item_context, self.attention) != ("attended", "none")
+        )
+        remedy = "give model.tied=true" + (" and a model.attention" if self.item_context == "attended" else "")
+        require(possible, "model.item_context", self.item_context, remedy)
         # As an artifact or a settings file has them.
         outcomes = [each if isinstance(each, OutcomeConfig) else OutcomeConfig(**each) for each in self.outcomes]
         object.__setattr__(self, "outcomes", outcomes)

@@ -2,10 +2,11 @@
 
 a_tj = softmax_j(score(h_t, h_j)) over j <= t and the memory; context c_t = sum_j a_tj h_j. The score is scaled dot
 product (Vaswani et al. 2017) or additive, v . tanh(W_q h_t + W_k h_j) (Bahdanau et al. 2015; as in NARM, Li et al.
-2017).
+2017). The same weights may sum the steps' inputs too, as STAMP does the items of a session (Liu et al. 2018):
+e_t = sum_j a_tj x_j.
 
-Shape suffixes: P packed steps, S sessions, K sessions of one bucket, T query steps, J key steps, H hidden, M
-memory.
+Shape suffixes: P packed steps, S sessions, K sessions of one bucket, T query steps, J key steps, H hidden, E
+embedding, V values (H, or H + E with the inputs), M memory.
 """
 
 from __future__ import annotations
@@ -33,26 +34,35 @@ class SessionAttention(nn.Module):
         self.memory_key = nn.Linear(memory_size, hidden_size) if memory_size else None
         self.memory_value = nn.Linear(memory_size, hidden_size) if memory_size else None
 
-    def forward(self, states_PH: Tensor, memory_SM: Tensor, plan: SessionPlan) -> Tensor:
-        """Context vectors [cells, H] of the plan's buckets, flattened and laid end to end: pick with `plan.wanted_cell_W`."""
+    def forward(
+        self, states_PH: Tensor, memory_SM: Tensor, plan: SessionPlan, inputs_PE: Tensor | None = None
+    ) -> Tensor:
+        """Context vectors [cells, V] of the plan's buckets, flattened and laid end to end: pick with `plan.wanted_cell_W`.
+
+        V is H, or, where the steps' inputs are given, H + E: their weighted sum stands behind that of the states.
+        """
+        values_PV = states_PH if inputs_PE is None else torch.cat([states_PH, inputs_PE.to(states_PH.dtype)], dim=1)
         contexts = []
         for bucket in plan.buckets:
-            states_KTH = states_PH[bucket.steps_KT]
-            contexts.append(self._attend(states_KTH, memory_SM[bucket.slots_K]).flatten(0, 1))
-        return torch.cat(contexts) if contexts else states_PH[:0]
+            states_KTH, values_KJV = states_PH[bucket.steps_KT], values_PV[bucket.steps_KT]
+            contexts.append(self._attend(states_KTH, values_KJV, memory_SM[bucket.slots_K]).flatten(0, 1))
+        return torch.cat(contexts) if contexts else values_PV[:0]
 
-    def _attend(self, states_KTH: Tensor, memory_KM: Tensor) -> Tensor:
-        queries_KTH, keys_KJH, values_KJH = self.query(states_KTH), self.key(states_KTH), states_KTH
+    def _attend(self, states_KTH: Tensor, values_KJV: Tensor, memory_KM: Tensor) -> Tensor:
+        queries_KTH, keys_KJH = self.query(states_KTH), self.key(states_KTH)
         num_steps = states_KTH.shape[1]
         future_TJ = torch.ones(num_steps, num_steps, dtype=torch.bool, device=states_KTH.device).triu(1)
         if self.memory_key is not None and self.memory_value is not None:
             # The memory stands before the first step, where no query's causal mask hides it.
             keys_KJH = torch.cat([self.memory_key(memory_KM)[:, None], keys_KJH], dim=1)
-            values_KJH = torch.cat([self.memory_value(memory_KM)[:, None], values_KJH], dim=1)
+            memory_KH = self.memory_value(memory_KM)
+            num_inputs = values_KJV.shape[2] - memory_KH.shape[1]  # of which the memory stands for none
+            memory_KV = torch.nn.functional.pad(memory_KH, (0, num_inputs))
+            values_KJV = torch.cat([memory_KV[:, None], values_KJV], dim=1)
             future_TJ = torch.nn.functional.pad(future_TJ, (1, 0), value=False)
         scores_KTJ = self._scores(queries_KTH, keys_KJH).float().masked_fill(future_TJ, -torch.inf)
-        weights_KTJ = scores_KTJ.softmax(dim=-1).to(values_KJH.dtype)
-        return weights_KTJ @ values_KJH
+        weights_KTJ = scores_KTJ.softmax(dim=-1).to(values_KJV.dtype)
+        return weights_KTJ @ values_KJV
 
     def _scores(self, queries_KTH: Tensor, keys_KJH: Tensor) -> Tensor:
         if self.score is None:

@@ -2,9 +2,10 @@
 
     x_t = E[item_t] + E'[type_t] + A [standardised value_t, is missing_t] + B [time gap_t, ...]    see inputs.py
     h_t = cell(h_{t-1}, x_t)    rnn (Elman): h_t = tanh(W_hh h_{t-1} + W_xh x_t + b_h), with torch's b_ih + b_hh = b_h
-    c_t = attention(h_t; h_0..h_t, memory)
+    c_t = attention(h_t; h_0..h_t, memory)                                                                 see attention.py
     d_t = relu(W_d [h_t, c_t, memory] + b_d)
-    y_t = W_p d_t + b_p + x_t                   where the softmax is tied to the embedding, else y_t = d_t
+    y_t = W_p d_t + b_p + A x_t + B e_t         where the softmax is tied to the embedding, else y_t = d_t
+    e_t = sum_j a_tj x_j                        by the weights of the attention; A = 1 and B = 0 unless `item_context` is set
     p(next item) = softmax(W_y y_t + b_y)       see head.py
 
 Step 0 of a session takes a learned begin-of-session input, so the state after it predicts the session's first item:
@@ -85,6 +86,8 @@ class NextEventModel(nn.Module):
         # Contexts then lie in the embedding's space: what is like the last item is likely from the first step on, and the
         # network learns what else is (residual connection: He et al. 2016; as in SASRec, Kang and McAuley 2018).
         self.projection = nn.Linear(features, size) if config.tied else None
+        self.last_map = _identity(size) if config.item_context != "last" else None
+        self.attended_map = _identity(size) if config.item_context == "attended" else None
         self.context_size = size if config.tied else features
         self.head = ItemHead(self.context_size, num_tokens, config.tied, config.cosine_scale)
         self.outcome_head = OutcomeHead(self.context_size, config.outcomes) if config.outcomes else None
@@ -253,21 +256,35 @@ class NextEventModel(nn.Module):
 
     def _contexts(self, states_PH: Tensor, memory_SM: Tensor, inputs_PE: Tensor, plan: SessionPlan) -> Tensor:
         features = [states_PH[plan.wanted_step_W]]
+        attended_WE = inputs_PE[:0]
         if self.attention is not None:
-            features.append(self.attention(states_PH, memory_SM, plan)[plan.wanted_cell_W])
+            also_PE = inputs_PE if self.attended_map is not None else None
+            context_WV = self.attention(states_PH, memory_SM, plan, also_PE)[plan.wanted_cell_W]
+            context_WH, attended_WE = context_WV.tensor_split([self.config.hidden_size], dim=1)
+            features.append(context_WH)
         if self.memory_cell is not None:
             features.append(memory_SM[plan.wanted_slot_W])
         contexts_WD = self.dropout(torch.cat(features, dim=1))
         if self.dense is not None:
             contexts_WD = torch.relu(self.dense(contexts_WD))
         if self.projection is not None:
-            contexts_WD = self.projection(contexts_WD) + inputs_PE[plan.wanted_step_W]
+            last_WE = inputs_PE[plan.wanted_step_W]
+            contexts_WD = self.projection(contexts_WD) + (last_WE if self.last_map is None else self.last_map(last_WE))
+            if self.attended_map is not None:
+                contexts_WD = contexts_WD + self.attended_map(attended_WE)
         return self.head.scaled(contexts_WD)
 
     @staticmethod
     def _known(codes: Tensor, num_codes: int) -> Tensor:
         """Codes that came into the vocabulary after this model was trained are unknown to it."""
         return codes.masked_fill((codes < 0) | (codes >= num_codes), UNKNOWN_TOKEN)
+
+
+def _identity(size: int) -> nn.Linear:
+    """A linear map that begins at the identity."""
+    linear = nn.Linear(size, size, bias=False)
+    nn.init.eye_(linear.weight)
+    return linear
 
 
 def _is_half_on_cpu() -> bool:

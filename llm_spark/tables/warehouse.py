@@ -36,13 +36,10 @@ from llm_spark.tables.failures import storage_failure
 from llm_spark.tables.lock import locked
 from llm_spark.tables.log import TableLog
 from llm_spark.tables.maintenance import KEEP_LOG, data_files, files_of_version, readable_versions, row_groups
-from llm_spark.tables.spark_settings import settings
 
 _MAX_PARTITIONS_NAMED = 400
 # A session set to dynamic overwriting would leave the partitions that the new rows do not touch.
 _WHOLE = ("partitionOverwriteMode", "static")
-# Each open file holds a row group in memory: small ones, so that a task's files stay within half a gigabyte.
-_SEVERAL_FILES = {"spark.sql.maxConcurrentOutputFileWriters": "16", "parquet.block.size": str(32 * 2**20)}
 _SOMEBODY_ELSE_WROTE = (
     ConcurrentAppendException,
     ConcurrentDeleteDeleteException,
@@ -132,7 +129,7 @@ class Warehouse:
         writer = conformed(rows, table).write.format("delta").mode("overwrite").option(*_WHOLE)
         if not is_new and self.is_laid_out_otherwise(table):
             writer = writer.option("overwriteSchema", "true").partitionBy(*table.partition_by)
-        with row_groups(self.spark, table), self._several_files_open():
+        with row_groups(self.spark, table):
             writer.option("userMetadata", json.dumps(origin, sort_keys=True)).save(self.path(table))
 
     def replace_where(self, table: Table, rows: DataFrame, predicate: str, origin: Mapping[str, Any]) -> None:
@@ -146,8 +143,7 @@ class Warehouse:
             .option("replaceWhere", predicate)
             .option("mergeSchema", "true")  # a table that an earlier version made gets the columns that it lacks
         )
-        with self._several_files_open():
-            writer.option("userMetadata", json.dumps(origin, sort_keys=True)).save(self.path(table))
+        writer.option("userMetadata", json.dumps(origin, sort_keys=True)).save(self.path(table))
 
     def insert_new(self, table: Table, rows: DataFrame, key: str) -> None:
         """Insert the rows whose `key` is not in the table; the keys of `rows` must be distinct."""
@@ -278,13 +274,6 @@ class Warehouse:
             counts = (counted["num_rows"], counted["newest"], log.num_files, log.num_bytes)
             found.append(TableState(table.name, log.version, *counts, readable))
         return found
-
-    def _several_files_open(self) -> AbstractContextManager[None]:
-        """Let a task write into several partitions at a time; otherwise Spark sorts all rows by partition before it writes them."""
-        unset = {
-            name: value for name, value in _SEVERAL_FILES.items() if self.spark.conf.get(name, None) in (None, "0")
-        }
-        return settings(self.spark, unset)
 
     def _create(self, table: Table, properties: Mapping[str, str] | None = None) -> bool:
         """Create the table with its comments unless it is there; True if it was created."""

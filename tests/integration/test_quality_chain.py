@@ -210,4 +210,5 @@ def test_a_model_scores_under_the_bounds_that_it_was_trained_with(cleaned: Run) 
     assert model.values == ValueTreatment("interpolate", {"view": Bounds(0.0, 6.0)})
     assert re.match(r"\d", str(load_artifact(model.path).tables["splits"]["train_until"]))
     run_stage("score", cleaned.warehouse, cleaned.config("sequences.clip_values.method=none", "score.k=2"))
-    assert cleaned.warehouse.read(PREDICTIONS).where("user_id IS NOT NULL").select("user_id").distinct().count() == 2
+    sources = cleaned.warehouse.read(PREDICTIONS).where("user_id IS NOT NULL").select("user_id", "source").distinct()
+    assert {tuple(row) for row in sources.collect()} == {("u", "model"), ("v", "model"), ("bot", "fallback")}

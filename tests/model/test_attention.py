@@ -11,8 +11,8 @@ from llm_spark.model.plan import SessionPlan
 from tests.model.histories import batch_of, row
 
 
-def contexts(score: str, memory_size: int) -> list[float]:
-    """The context vectors of a session's two steps."""
+def contexts(score: str, memory_size: int, inputs: torch.Tensor | None = None) -> list:
+    """The context vectors of a session's two steps, as numbers where they have but one each."""
     attention = SessionAttention(hidden_size=1, memory_size=memory_size, score=score)
     with torch.no_grad():
         for layer in attention.modules():
@@ -24,7 +24,7 @@ def contexts(score: str, memory_size: int) -> list[float]:
             attention.memory_value.weight.fill_(2.0)
         plan = SessionPlan.for_next_step(batch_of([row([[2]])]))
         memory_SM = torch.full((1, memory_size), 3.0)
-        return attention(torch.tensor([[1.0], [2.0]]), memory_SM, plan).squeeze(1).tolist()
+        return attention(torch.tensor([[1.0], [2.0]]), memory_SM, plan, inputs).squeeze(1).tolist()
 
 
 def test_dot_scores_with_the_memory_as_an_extra_key() -> None:
@@ -47,3 +47,17 @@ def test_additive_scores_with_the_memory_as_an_extra_key() -> None:
 def test_additive_scores_without_memory_see_the_states_up_to_their_own() -> None:
     # Step 1: tanh 3 and 4; weights 1 : 1.004284, values 1 and 2: 3.008568 / 2.004284.
     assert contexts("additive", memory_size=0) == pytest.approx([1.0, 1.501069], abs=1e-5)
+
+
+def test_the_inputs_are_summed_by_the_same_weights_behind_the_states() -> None:
+    # The weights of the second test above, the inputs' numbers 10 and 20 and their opposites.
+    first, second = contexts("dot", 0, torch.tensor([[10.0, -10.0], [20.0, -20.0]]))
+    assert first == pytest.approx([1.0, 10.0, -10.0], abs=1e-5)
+    assert second == pytest.approx([1.880797, 18.807971, -18.807971], abs=1e-5)
+
+
+def test_the_memory_has_a_share_of_the_weights_but_no_input() -> None:
+    # Step 0: weights 1 : e^-2, of which the input 10 has e^-2: 1.353353 / 1.135335. Step 1: 0.183156 + 2.706706 of 1.153651.
+    found = contexts("dot", 1, torch.tensor([[10.0], [20.0]]))
+    assert [step[1] for step in found] == pytest.approx([1.192029, 2.504970], abs=1e-5)
+    assert [step[0] for step in found] == pytest.approx(contexts("dot", 1), abs=1e-6)

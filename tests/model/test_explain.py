@@ -92,15 +92,17 @@ def faded(model: NextEventModel, share_of_token: dict[int, float]) -> NextEventM
     cell=st.sampled_from(["rnn", "lstm", "gru"]),
     attention=st.sampled_from(["none", "dot", "additive"]),
     memory_size=st.sampled_from([0, 4]),
-    tied=st.booleans(),
+    tied=st.sampled_from(["no", "last", "mapped", "attended"]),
     cosine_scale=st.sampled_from([0.0, 12.0]),
     num_layers=st.integers(1, 3),
     num_features=st.integers(0, 2),
 )
 def test_baseline_and_weights_sum_to_the_score(
-    seed: int, num_points: int, num_features: int, **settings: object
+    seed: int, num_points: int, num_features: int, tied: str, attention: str, **settings: object
 ) -> None:
-    model = small_model(features=["quantity", "price"][:num_features], **settings)
+    item_context = "last" if tied == "no" or (tied, attention) == ("attended", "none") else tied
+    head = {"tied": tied != "no", "item_context": item_context}
+    model = small_model(features=["quantity", "price"][:num_features], attention=attention, **head, **settings)
     rows = random_rows(5, NUM_TOKENS, NUM_EVENT_TYPES, seed)
     if num_features:
         rows = with_features(rows, num_features, seed)

@@ -19,6 +19,8 @@ KINDS = {
     "own": CONFIG,
     "tied": dataclasses.replace(CONFIG, tied=True),
     "cosine": dataclasses.replace(CONFIG, cosine_scale=9.0),
+    "tied, mapped": dataclasses.replace(CONFIG, tied=True, item_context="mapped"),
+    "tied, attended": dataclasses.replace(CONFIG, tied=True, item_context="attended"),
     "tied cosine without dense": dataclasses.replace(CONFIG, tied=True, cosine_scale=9.0, dense_size=0),
 }
 
@@ -65,6 +67,42 @@ def test_tied_context_is_the_projection_plus_the_last_items_embedding() -> None:
         model.projection.bias.copy_(torch.arange(5.0))
     contexts, _ = model.forward_states(batch_of([row([[4, 7, 3]])]))
     torch.testing.assert_close(contexts, model.item_embedding.weight[[4, 7]] + torch.arange(5.0))
+
+
+def test_mapped_and_attended_items_are_added_to_a_tied_context() -> None:
+    plain = {"use_event_types": False, "use_values": False, "use_time_gaps": False}
+    model = made(dataclasses.replace(KINDS["tied, attended"], **plain))
+    with torch.no_grad():
+        model.projection.weight.zero_()
+        model.projection.bias.zero_()
+        model.attention.query.weight.zero_()  # so that memory, beginning and items so far weigh alike
+    begin, first, second = model.item_embedding.weight[[0, 4, 7]]
+    means = torch.stack([(begin + first) / 3, (begin + first + second) / 4])
+    batch = batch_of([row([[4, 7, 3]])])
+    torch.testing.assert_close(model.forward_states(batch)[0], torch.stack([first, second]) + means)
+    with torch.no_grad():
+        model.last_map.weight.copy_(torch.eye(5).roll(1, dims=0))
+        model.attended_map.weight.copy_(-2 * torch.eye(5))
+    expected = torch.stack([first, second]).roll(1, dims=1) - 2 * means
+    torch.testing.assert_close(model.forward_states(batch)[0], expected)
+
+
+@pytest.mark.parametrize("without", [{"tied": False}, {"tied": False, "item_context": "mapped"}, {"attention": "none"}])
+def test_an_item_context_needs_a_tied_model_and_the_attended_one_attention(without: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=r"model\.item_context.*model\.tied"):
+        ModelConfig(**{"tied": True, "item_context": "attended"} | without)
+
+
+@pytest.mark.parametrize("kind", ["tied", "tied, mapped", "tied, attended"])
+def test_every_part_of_a_tied_model_learns(kind: str) -> None:
+    model = made(KINDS[kind])
+    contexts, targets = model.forward_states(batch_of(random_rows(6, NUM_TOKENS, 4, seed=1)))
+    kept = targets >= 2
+    torch.nn.functional.cross_entropy(model.logits(contexts)[kept], targets[kept]).backward()
+    without = [
+        name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ]
+    assert without == []
 
 
 def test_tied_embedding_learns_from_both_of_its_uses() -> None:
