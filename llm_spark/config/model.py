@@ -45,10 +45,11 @@ class ModelConfig:
     """Numbers in a user's long-term memory vector (M), 0 for none."""
     tied: bool = False
     """Score an item by its embedding instead of a vector of its own, and begin from the last item's: fewer parameters, rare
-    items learn from both uses, and what is like the last item is likely at once."""
+    items learn from both uses, and what is like the last item is likely at once (more on which in item_context)."""
     item_context: str = "last"
-    """What a tied model begins from. last: the last item's vector. mapped: a learned map of it, since what follows an item need not be like
-    it. attended: besides, a learned map of the items of the session so far, weighted by the attention, for sessions that return to items."""
+    """What a tied model's score begins from. last: the last item's vector, after which items that are like it are likely. mapped: a learned
+    map of it (E x E numbers), since what follows an item need not be like it. attended: that, and a learned map of the session's items so
+    far, weighted by the attention, for sessions that return to items; where a session holds no item twice it does harm."""
     cosine_scale: float = 0.0
     """Score by this number times the cosine of context and item, plus the item's bias, so that long vectors of frequent
     items win nothing by their length; 10 to 20 is usual. 0: by the plain inner product."""
@@ -77,11 +78,10 @@ class ModelConfig:
             require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "give 0 or more")
         require(self.cosine_scale < math.inf, "model.cosine_scale", self.cosine_scale, "give a finite number")
         one_of("model.item_context", self.item_context, ("last", "mapped", "attended"))
-        possible = self.item_context == "last" or (
-            self.tied and (self.item_context, self.attention) != ("attended", "none")
-        )
-        remedy = "give model.tied=true" + (" and a model.attention" if self.item_context == "attended" else "")
-        require(possible, "model.item_context", self.item_context, remedy)
+        needs_attention = self.item_context == "attended"
+        possible = self.tied and not (needs_attention and self.attention == "none")
+        remedy = "give model.tied=true" + (" and a model.attention" if needs_attention else "")
+        require(self.item_context == "last" or possible, "model.item_context", self.item_context, remedy)
         # As an artifact or a settings file has them.
         outcomes = [each if isinstance(each, OutcomeConfig) else OutcomeConfig(**each) for each in self.outcomes]
         object.__setattr__(self, "outcomes", outcomes)

@@ -44,7 +44,8 @@ class SessionAttention(nn.Module):
         values_PV = states_PH if inputs_PE is None else torch.cat([states_PH, inputs_PE.to(states_PH.dtype)], dim=1)
         contexts = []
         for bucket in plan.buckets:
-            states_KTH, values_KJV = states_PH[bucket.steps_KT], values_PV[bucket.steps_KT]
+            values_KJV = values_PV[bucket.steps_KT]
+            states_KTH = values_KJV if inputs_PE is None else values_KJV[:, :, : states_PH.shape[1]]
             contexts.append(self._attend(states_KTH, values_KJV, memory_SM[bucket.slots_K]).flatten(0, 1))
         return torch.cat(contexts) if contexts else values_PV[:0]
 

@@ -4,15 +4,17 @@
     h_t = cell(h_{t-1}, x_t)    rnn (Elman): h_t = tanh(W_hh h_{t-1} + W_xh x_t + b_h), with torch's b_ih + b_hh = b_h
     c_t = attention(h_t; h_0..h_t, memory)                                                                 see attention.py
     d_t = relu(W_d [h_t, c_t, memory] + b_d)
-    y_t = W_p d_t + b_p + A x_t + B e_t         where the softmax is tied to the embedding, else y_t = d_t
-    e_t = sum_j a_tj x_j                        by the weights of the attention; A = 1 and B = 0 unless `item_context` is set
+    y_t = W_p d_t + b_p + L x_t + S e_t         where the softmax is tied to the embedding, else y_t = d_t
+    e_t = sum_j a_tj x_j                        by the weights of the attention
     p(next item) = softmax(W_y y_t + b_y)       see head.py
+
+`item_context` says what L and S are: last, L = 1 and S = 0; mapped, L is learned and S = 0; attended, both are learned. They begin at 1.
 
 Step 0 of a session takes a learned begin-of-session input, so the state after it predicts the session's first item:
 from the memory, or, without memory, from that input alone.
 
 Shape suffixes: B rows, N tokens, S sessions, P packed steps, W wanted steps, E embedding, H hidden, M memory, D
-context, V items.
+context, V items, C what the attention gives (H, or H + E).
 """
 
 from __future__ import annotations
@@ -83,8 +85,8 @@ class NextEventModel(nn.Module):
         features = config.hidden_size * (1 if self.attention is None else 2) + config.memory_size
         self.dense = nn.Linear(features, config.dense_size) if config.dense_size else None
         features = config.dense_size or features
-        # Contexts then lie in the embedding's space: what is like the last item is likely from the first step on, and the
-        # network learns what else is (residual connection: He et al. 2016; as in SASRec, Kang and McAuley 2018).
+        # Contexts then lie in the embedding's space: what is like the last item (and those attended to) is likely from the first step of
+        # training on, and the network learns what else is (residual connection: He et al. 2016; as in SASRec, Kang and McAuley 2018).
         self.projection = nn.Linear(features, size) if config.tied else None
         self.last_map = _identity(size) if config.item_context != "last" else None
         self.attended_map = _identity(size) if config.item_context == "attended" else None
@@ -259,9 +261,9 @@ class NextEventModel(nn.Module):
         attended_WE = inputs_PE[:0]
         if self.attention is not None:
             also_PE = inputs_PE if self.attended_map is not None else None
-            context_WV = self.attention(states_PH, memory_SM, plan, also_PE)[plan.wanted_cell_W]
-            context_WH, attended_WE = context_WV.tensor_split([self.config.hidden_size], dim=1)
-            features.append(context_WH)
+            attended_WC = self.attention(states_PH, memory_SM, plan, also_PE)[plan.wanted_cell_W]
+            attended_WH, attended_WE = attended_WC.tensor_split([self.config.hidden_size], dim=1)
+            features.append(attended_WH)
         if self.memory_cell is not None:
             features.append(memory_SM[plan.wanted_slot_W])
         contexts_WD = self.dropout(torch.cat(features, dim=1))

@@ -45,7 +45,7 @@ def choose_parent(
     except UserError as error:
         return Parent(objection=str(error))
     objection = (
-        differing_setting(champion.config["model"], model_config)
+        differing_setting(champion.model.config, model_config)
         or _other_tokens(champion, sizes, data_versions, table_ids)
         or _has_seen_later_events(champion.tables["splits"], splits)
     )

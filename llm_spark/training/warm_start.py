@@ -13,7 +13,6 @@ Shape suffixes: V vocabulary rows, I items of the earlier model.
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,11 +25,12 @@ WITHOUT_SHAPE = frozenset({"dropout"})
 """Settings of the model that have no part in what its weights mean."""
 
 
-def differing_setting(parent: dict[str, Any], config: ModelConfig) -> str:
+def differing_setting(parent: ModelConfig, config: ModelConfig) -> str:
     """The first setting in which a model's config differs from its parent's so that weights cannot be taken over, or nothing."""
+    was = asdict(parent)
     for name, value in asdict(config).items():
-        if name not in WITHOUT_SHAPE and parent.get(name) != value:
-            return f"model.{name} is {value!r} and was {parent.get(name)!r}"
+        if name not in WITHOUT_SHAPE and was[name] != value:
+            return f"model.{name} is {value!r} and was {was[name]!r}"
     return ""
 
 

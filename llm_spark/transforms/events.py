@@ -266,8 +266,8 @@ def numbered(laid: DataFrame) -> DataFrame:
     of_the_same_event = Window.partitionBy(*event).orderBy(source_file)
     occurrence = F.row_number().over(of_the_same_event)
     # A window of its own for each file would sort all records a second time.
-    num_of_earlier_files = F.rank().over(of_the_same_event) - 1
-    return laid.withColumns({"occurrence": occurrence, "occurrence_in_file": occurrence - num_of_earlier_files})
+    num_in_earlier_files = F.rank().over(of_the_same_event) - 1
+    return laid.withColumns({"occurrence": occurrence, "occurrence_in_file": occurrence - num_in_earlier_files})
 
 
 def rejected_records(laid: DataFrame) -> DataFrame:

@@ -113,16 +113,20 @@ def test_baseline_and_weights_sum_to_the_score(
     torch.testing.assert_close(found.score_BK, scores(model, rows, closed), atol=1e-5, rtol=1e-5)
 
 
-def test_weights_are_the_integral_of_the_scores_slope_as_each_event_fades_in() -> None:
+@pytest.mark.parametrize("head", [{}, {"tied": True, "item_context": "attended"}], ids=["own", "tied, attended"])
+def test_weights_are_the_integral_of_the_scores_slope_as_each_event_fades_in(head: dict[str, object]) -> None:
     # Independently: items' vectors of a copy of the model shrunk, slopes by differences, in float64.
-    model = small_model(use_event_types=False, use_values=False, use_time_gaps=False)
+    model = small_model(use_event_types=False, use_values=False, use_time_gaps=False, **head)
     history = row([[2, 3], [4], [5, 6, 7]])
     found = explained(model, [history], num_points=12)
     exact = model.double()
     points, step = (np.arange(40) + 0.5) / 40, 1e-4
 
     def scores_where(shares: dict[int, float]) -> torch.Tensor:
-        return scores(faded(exact, shares), [history])[0]
+        with torch.no_grad():
+            contexts_BD = faded(exact, shares).next_step(batch_of([history]))
+        logits = exact.logits(contexts_BD)[:, 2:]  # where the softmax is tied it does not fade with the inputs
+        return (logits - logits.mean(dim=1, keepdim=True))[0].detach()
 
     for place, token in enumerate(history["tokens"]):
         slopes = []

@@ -54,6 +54,7 @@ KINDS += [
     {"memory_size": 0, "use_time_gaps": True},
     {"num_layers": 2, "cell": "lstm", "dense_size": 0},
     {"tied": True, "use_time_gaps": True},
+    {"tied": True, "item_context": "attended"},
 ]
 
 

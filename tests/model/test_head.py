@@ -87,10 +87,18 @@ def test_mapped_and_attended_items_are_added_to_a_tied_context() -> None:
     torch.testing.assert_close(model.forward_states(batch)[0], expected)
 
 
-@pytest.mark.parametrize("without", [{"tied": False}, {"tied": False, "item_context": "mapped"}, {"attention": "none"}])
-def test_an_item_context_needs_a_tied_model_and_the_attended_one_attention(without: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match=r"model\.item_context.*model\.tied"):
-        ModelConfig(**{"tied": True, "item_context": "attended"} | without)
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ({"item_context": "mapped"}, r"give model\.tied=true$"),
+        ({"item_context": "attended"}, r"give model\.tied=true and a model\.attention$"),
+        ({"item_context": "attended", "tied": True, "attention": "none"}, r"and a model\.attention$"),
+    ],
+)
+def test_an_item_context_needs_a_tied_model_and_the_attended_one_attention(given: dict, remedy: str) -> None:
+    with pytest.raises(UsageError, match=rf"model\.item_context.*{remedy}"):
+        ModelConfig(**given)
+    assert ModelConfig(item_context="mapped", tied=True, attention="none").item_context == "mapped"
 
 
 @pytest.mark.parametrize("kind", ["tied", "tied, mapped", "tied, attended"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -36,6 +37,18 @@ def test_loaded_model_predicts_what_the_saved_one_did(tmp_path: Path) -> None:
     assert loaded.config["train"] == {"seed": 1}
     assert loaded.tables == {"vocabulary": 7}
     assert not loaded.model.training
+
+
+def test_a_model_from_before_a_setting_existed_is_as_the_settings_default_says(tmp_path: Path) -> None:
+    saved(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["model"]["item_context"]
+    content = json.dumps(config).encode()
+    (tmp_path / "config.json").write_bytes(content)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["files"]["config.json"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert load_artifact(str(tmp_path)).model.config == CONFIG
 
 
 def test_artifact_lies_on_any_file_system_that_fsspec_reaches() -> None:

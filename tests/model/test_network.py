@@ -58,7 +58,9 @@ def step_by_step(model: NextEventModel, one_row: Row) -> tuple[torch.Tensor, tor
         gap = math.log1p(times[position] - times[position - 1]) if position else math.nan
         return ([gap] if config.use_time_gaps else []) + one_row.get("features", [[]] * len(times))[position]
 
-    def attend(states: list[torch.Tensor], memory: torch.Tensor | None) -> torch.Tensor:
+    def attend(
+        states: list[torch.Tensor], inputs: list[torch.Tensor], memory: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         attention = model.attention
         keys = [attention.key(h) for h in states]
         values = list(states)
@@ -71,16 +73,26 @@ def step_by_step(model: NextEventModel, one_row: Row) -> tuple[torch.Tensor, tor
         else:
             scores = [attention.score(torch.tanh(query + key)).sum() for key in keys]
         weights = torch.softmax(torch.stack(scores), dim=0)
-        return sum(w * v for w, v in zip(weights, values, strict=True))
+        of_states = sum(w * v for w, v in zip(weights, values, strict=True))
+        return of_states, sum(
+            w * x for w, x in zip(weights, inputs, strict=False)
+        )  # the memory, the last one, is no input
 
-    def context(states: list[torch.Tensor], memory: torch.Tensor | None) -> torch.Tensor:
+    def context(states: list[torch.Tensor], inputs: list[torch.Tensor], memory: torch.Tensor | None) -> torch.Tensor:
         parts = [states[-1]]
         if model.attention is not None:
-            parts.append(attend(states, memory))
+            parts.append(attend(states, inputs, memory)[0])
         if memory is not None:
             parts.append(memory)
         features = torch.cat(parts, dim=1)
-        return torch.relu(model.dense(features)) if model.dense is not None else features
+        result = torch.relu(model.dense(features)) if model.dense is not None else features
+        if not config.tied:
+            return result
+        last = inputs[-1] if config.item_context == "last" else model.last_map(inputs[-1])
+        result = model.projection(result) + last
+        if config.item_context == "attended":
+            result = result + model.attended_map(attend(states, inputs, memory)[1])
+        return result
 
     memory = model.memory_cell.newcomer_M[None] if model.memory_cell is not None else None
     bounds = [*one_row["session_starts"], len(one_row["tokens"])]
@@ -91,18 +103,19 @@ def step_by_step(model: NextEventModel, one_row: Row) -> tuple[torch.Tensor, tor
         if memory is not None:
             start = torch.tanh(model.memory_cell.start(memory)).view(-1, config.num_layers, config.hidden_size)
             state = [(start[0, i][None], start[-1, i][None]) for i in range(config.num_layers)]
-        states = []
+        states, inputs = [], []
         for position in range(begin - 1, end):
             if position < begin:
                 x = embed(0, 0, None, [])
             else:
                 event = (one_row[name][position] for name in ("tokens", "event_types", "values"))
                 x = embed(*event, numbers_of(position))
+            inputs.append(x)
             for i, cell in enumerate(cells):
                 state[i] = cell(x, state[i]) if config.cell == "lstm" else (cell(x, state[i][0]),) * 2
                 x = state[i][0]
             states.append(x)
-            last = context(states, memory)
+            last = context(states, inputs, memory)
             if position < end - 1:
                 contexts.append(last)
         if memory is not None:
@@ -134,6 +147,20 @@ def test_packed_model_equals_its_equations_step_by_step(
     assert targets_W.tolist() == [t for r in rows for t in r["tokens"][r["first_target"] :]]
     torch.testing.assert_close(next_BD, torch.cat([last for _, last, _ in singly]))
     torch.testing.assert_close(memory_BM, torch.cat([memory for _, _, memory in singly]))
+
+
+@pytest.mark.parametrize("attention", ["dot", "additive"])
+@pytest.mark.parametrize("memory_size", [0, 4])
+@pytest.mark.parametrize("item_context", ["last", "mapped", "attended"])
+def test_tied_model_equals_its_equations_step_by_step(item_context: str, memory_size: int, attention: str) -> None:
+    model = small_model(tied=True, item_context=item_context, memory_size=memory_size, attention=attention)
+    with torch.no_grad():
+        for linear in filter(None, (model.last_map, model.attended_map)):
+            torch.nn.init.normal_(linear.weight)
+        rows = random_rows(9, NUM_TOKENS, NUM_EVENT_TYPES, seed=6)
+        contexts_WD, _ = model.forward_states(batch_of(rows))
+        expected = torch.cat([step_by_step(model, r)[0][r["first_target"] :] for r in rows])
+    torch.testing.assert_close(contexts_WD, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("use_time_gaps", [True, False])
