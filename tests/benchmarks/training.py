@@ -11,12 +11,15 @@ on two cores that nobody else uses:
     bf16           ours under bf16 autocast
     one_rank       ours in a process of its own, and
     two_ranks      in two processes of one thread each, over gloo
+    one_rank_256, two_ranks_256
+                   both with batches of 256 histories, so that each of two ranks has as many as one rank has by default
 
 The losses of all steps of ours and in_memory are compared to the bit; those of tutorial_loop, which begins with the same
 weights, to float tolerance; bf16 and two_ranks (whose batches are cut otherwise) by their last losses: after the first turn,
 so that a run whose contenders do not learn alike ends there. Speed is tokens a second; tutorial_loop and plain_gru take the
 first NUM_TUTORIAL_STEPS of our steps. A ratio is the median over turns of ours over the rival's; for bf16 of bf16 over fp32
-(the processor's flags are printed: without avx512_bf16 or amx_bf16 it rounds for nothing), for two_ranks of two ranks over one.
+(the processor's flags are printed: without avx512_bf16 or amx_bf16 it rounds for nothing), for two_ranks and two_ranks_256 of two ranks
+over one.
 """
 
 from __future__ import annotations
@@ -60,7 +63,17 @@ LAST_LOSS_TOLERANCE = 0.03
 """Relative, of the last steps' mean loss: bf16 rounds, and two ranks cut other batches."""
 NUM_LAST_STEPS = 5
 NUM_TUTORIAL_STEPS = 2
-NAMES = ("ours", "in_memory", "tutorial_loop", "plain_gru", "bf16", "one_rank", "two_ranks")
+NAMES = (
+    "ours",
+    "in_memory",
+    "tutorial_loop",
+    "plain_gru",
+    "bf16",
+    "one_rank",
+    "two_ranks",
+    "one_rank_256",
+    "two_ranks_256",
+)
 ONCE = ("plain_gru",)
 """Contenders without a bar, which take part in the first turn alone."""
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
@@ -182,6 +195,12 @@ class Contenders:
     def two_ranks(self) -> Turn:
         return in_processes(self.job, 2)
 
+    def one_rank_256(self) -> Turn:
+        return in_processes(with_batch_rows(self.job, 256), 1)
+
+    def two_ranks_256(self) -> Turn:
+        return in_processes(with_batch_rows(self.job, 256), 2)
+
     def trainer(self, config: TrainConfig, source: ReaderSource | InMemory) -> Trainer:
         model = new_model(self.job, self.statistics)
         return Trainer(model, config, source, self.ranks, self.statistics.target_counts_V)
@@ -196,6 +215,10 @@ class Contenders:
         )
         num_tokens = sum(batch.num_tokens for batch in self.batches[:NUM_TUTORIAL_STEPS])
         return clock.turn(num_tokens, losses)
+
+
+def with_batch_rows(job: TrainingJob, batch_rows: int) -> TrainingJob:
+    return replace(job, train_config=replace(job.train_config, batch_rows=batch_rows))
 
 
 def in_processes(job: TrainingJob, world_size: int) -> Turn:
@@ -344,6 +367,7 @@ def main() -> None:
         "plain_gru": ("ours", "plain_gru"),
         "bf16": ("bf16", "ours"),
         "two_ranks": ("two_ranks", "one_rank"),
+        "two_ranks_256": ("two_ranks_256", "one_rank_256"),
     }
     ratios = {
         name: statistics.median(
