@@ -88,8 +88,8 @@ class NextEventModel(nn.Module):
         # Contexts then lie in the embedding's space: what is like the last item (and those attended to) is likely from the first step of
         # training on, and the network learns what else is (residual connection: He et al. 2016; as in SASRec, Kang and McAuley 2018).
         self.projection = nn.Linear(features, size) if config.tied else None
-        self.last_map = _identity(size) if config.item_context != "last" else None
-        self.attended_map = _identity(size) if config.item_context == "attended" else None
+        self.last_map = nn.Identity() if config.item_context == "last" else _map_from_identity(size)
+        self.attended_map = _map_from_identity(size) if config.item_context == "attended" else None
         self.context_size = size if config.tied else features
         self.head = ItemHead(self.context_size, num_tokens, config.tied, config.cosine_scale)
         self.outcome_head = OutcomeHead(self.context_size, config.outcomes) if config.outcomes else None
@@ -270,8 +270,7 @@ class NextEventModel(nn.Module):
         if self.dense is not None:
             contexts_WD = torch.relu(self.dense(contexts_WD))
         if self.projection is not None:
-            last_WE = inputs_PE[plan.wanted_step_W]
-            contexts_WD = self.projection(contexts_WD) + (last_WE if self.last_map is None else self.last_map(last_WE))
+            contexts_WD = self.projection(contexts_WD) + self.last_map(inputs_PE[plan.wanted_step_W])
             if self.attended_map is not None:
                 contexts_WD = contexts_WD + self.attended_map(attended_WE)
         return self.head.scaled(contexts_WD)
@@ -282,8 +281,8 @@ class NextEventModel(nn.Module):
         return codes.masked_fill((codes < 0) | (codes >= num_codes), UNKNOWN_TOKEN)
 
 
-def _identity(size: int) -> nn.Linear:
-    """A linear map that begins at the identity."""
+def _map_from_identity(size: int) -> nn.Linear:
+    """A linear map that begins as the identity."""
     linear = nn.Linear(size, size, bias=False)
     nn.init.eye_(linear.weight)
     return linear

@@ -63,11 +63,13 @@ def weights_of_rows(found: Explanation, rows: list[Row]) -> list[torch.Tensor]:
     return list(found.weight_NK.split([len(one_row["tokens"]) for one_row in rows]))
 
 
-def scores(model: NextEventModel, rows: list[Row], closed: list[bool] | None = None) -> torch.Tensor:
-    """The items' logits less their mean."""
+def scores(
+    model: NextEventModel, rows: list[Row], closed: list[bool] | None = None, head_of: NextEventModel | None = None
+) -> torch.Tensor:
+    """The items' logits, by the head of another model where one is given, less their mean."""
     starts = torch.tensor(closed, dtype=torch.bool) if closed is not None else None
     with torch.no_grad():
-        logits = model.logits(model.next_step(batch_of(rows), starts))[:, 2:]
+        logits = (head_of or model).logits(model.next_step(batch_of(rows), starts))[:, 2:]
     return logits - logits.mean(dim=1, keepdim=True)
 
 
@@ -123,10 +125,8 @@ def test_weights_are_the_integral_of_the_scores_slope_as_each_event_fades_in(hea
     points, step = (np.arange(40) + 0.5) / 40, 1e-4
 
     def scores_where(shares: dict[int, float]) -> torch.Tensor:
-        with torch.no_grad():
-            contexts_BD = faded(exact, shares).next_step(batch_of([history]))
-        logits = exact.logits(contexts_BD)[:, 2:]  # where the softmax is tied it does not fade with the inputs
-        return (logits - logits.mean(dim=1, keepdim=True))[0].detach()
+        # A tied softmax does not fade with the inputs.
+        return scores(faded(exact, shares), [history], head_of=exact)[0]
 
     for place, token in enumerate(history["tokens"]):
         slopes = []

@@ -74,9 +74,8 @@ def step_by_step(model: NextEventModel, one_row: Row) -> tuple[torch.Tensor, tor
             scores = [attention.score(torch.tanh(query + key)).sum() for key in keys]
         weights = torch.softmax(torch.stack(scores), dim=0)
         of_states = sum(w * v for w, v in zip(weights, values, strict=True))
-        return of_states, sum(
-            w * x for w, x in zip(weights, inputs, strict=False)
-        )  # the memory, the last one, is no input
+        # The memory, which comes last, is no input.
+        return of_states, sum(w * x for w, x in zip(weights, inputs, strict=False))
 
     def context(states: list[torch.Tensor], inputs: list[torch.Tensor], memory: torch.Tensor | None) -> torch.Tensor:
         parts = [states[-1]]
@@ -88,10 +87,11 @@ def step_by_step(model: NextEventModel, one_row: Row) -> tuple[torch.Tensor, tor
         result = torch.relu(model.dense(features)) if model.dense is not None else features
         if not config.tied:
             return result
-        last = inputs[-1] if config.item_context == "last" else model.last_map(inputs[-1])
-        result = model.projection(result) + last
+        result = model.projection(result) + (
+            inputs[-1] if config.item_context == "last" else inputs[-1] @ model.last_map.weight.T
+        )
         if config.item_context == "attended":
-            result = result + model.attended_map(attend(states, inputs, memory)[1])
+            result = result + attend(states, inputs, memory)[1] @ model.attended_map.weight.T
         return result
 
     memory = model.memory_cell.newcomer_M[None] if model.memory_cell is not None else None
@@ -155,8 +155,9 @@ def test_packed_model_equals_its_equations_step_by_step(
 def test_tied_model_equals_its_equations_step_by_step(item_context: str, memory_size: int, attention: str) -> None:
     model = small_model(tied=True, item_context=item_context, memory_size=memory_size, attention=attention)
     with torch.no_grad():
-        for linear in filter(None, (model.last_map, model.attended_map)):
-            torch.nn.init.normal_(linear.weight)
+        for learned in (model.last_map, model.attended_map):
+            if isinstance(learned, nn.Linear):
+                nn.init.normal_(learned.weight)
         rows = random_rows(9, NUM_TOKENS, NUM_EVENT_TYPES, seed=6)
         contexts_WD, _ = model.forward_states(batch_of(rows))
         expected = torch.cat([step_by_step(model, r)[0][r["first_target"] :] for r in rows])

@@ -205,6 +205,20 @@ def test_records_that_differ_in_any_mapped_field_are_different_events(spark: Spa
     assert sorted(row["occurrence"] for row in events) == [1, 1, 1, 2]
 
 
+def test_duplicates_are_counted_over_all_files_in_their_order_and_within_each(spark: SparkSession) -> None:
+    frame = records(spark, [("u", "i", "2025-01-01")]).drop(SOURCE_FILE)
+    files = spark.createDataFrame([(f"file:/{name}",) for name in "babba"], f"{SOURCE_FILE} string")
+    judged = judge(frame.crossJoin(files), IngestConfig(columns=COLUMNS), NOW)
+    columns = ("source_file", "occurrence", "occurrence_in_file")
+    assert sorted(tuple(row) for row in numbered(laid_out(judged, 2)).select(*columns).collect()) == [
+        ("file:/a", 1, 1),
+        ("file:/a", 2, 2),
+        ("file:/b", 3, 1),
+        ("file:/b", 4, 2),
+        ("file:/b", 5, 3),
+    ]
+
+
 def test_equal_broken_lines_of_one_file_are_two_rejected_records(spark: SparkSession) -> None:
     frame = records(spark, [("u", "i", None), ("u", "i", None)])
     rejected = rejected_records(laid_out(judge(frame, IngestConfig(columns=COLUMNS), NOW), 2)).collect()
