@@ -53,12 +53,15 @@ def ingest(warehouse: Warehouse, config: Config, account: Account) -> None:
     ingest_mapping.check_time_format(warehouse.spark, config.ingest)
     check_replacements(warehouse.spark, config.ingest.normalise_item)
     hidden = ingest_mapping.hidden_users(warehouse.spark, config.ingest, pseudonyms)
-    offered = offered_files(warehouse, raw.list_files(warehouse.spark, config.ingest.paths))
+    raw.tell_of_hidden_names(warehouse.spark)
+    offered = offered_files(warehouse, raw.list_files(warehouse.spark, config.ingest.paths), config.ingest)
     emptied = [f"nothing matches '{pattern}' any more" for pattern in offered.emptied]
     if not offered.files:
         account.nothing_to_do = ", and ".join(["every file is ingested already", *emptied])
         return
-    account.begin(f"read {len(offered.files):,} new or changed files, the first '{offered.files[0].uri}'")
+    # A file's name may hold the id of a user, and is not known to until the file is read.
+    first = "" if pseudonyms else f", the first '{offered.files[0].uri}'"
+    account.begin(f"read {len(offered.files):,} new or changed files{first}")
     account.remarks += emptied
     turn = warehouse.last_turn(EVENTS, _WRITER)
     files, torn = with_torn_records(warehouse, offered, config.ingest)
@@ -82,7 +85,7 @@ def ingest(warehouse: Warehouse, config: Config, account: Account) -> None:
             _write_rejected(warehouse, batch, account, properties)
             gate(batch, config.ingest, pseudonyms is not None, is_first=not warehouse.exists(EVENTS))
             _write_events(warehouse, batch, account, turn, properties)
-            write_ledger(warehouse, batch, account)
+            write_ledger(warehouse, batch, config.ingest, account)
     finally:
         batch.release()
     account.wrote(warehouse, EVENTS, EVENTS_REJECTED, INGESTED_FILES)

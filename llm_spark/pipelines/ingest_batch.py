@@ -154,6 +154,14 @@ def read_batch(
                 ) from error
             left_out = {file.uri for file in broken}
             readable = [file for file in readable if file.uri not in left_out]
+    # Before anything is said of a file that changes meanwhile.
+    if any(tally["num_telling"] for tally in tallies):
+        name = _telling_name(records)
+        numbered.unpersist()
+        raise DataError(
+            f"the name of a raw file, '{name}', holds the id of a user in it, here shown as …, which ingest.pseudonymise is to hide and the "
+            "tables would show: rename it"
+        )
     changed = raw.changed_files(spark, readable)
     changing += changed
     if changed:
@@ -165,13 +173,6 @@ def read_batch(
         kept = numbered.where(~F.col("source_file").isin(sorted(left_out)))
         records = _nowhere_stored(events.numbered(kept))
         tallies = _tallies(records, with_dates=True)
-    if any(tally["num_telling"] for tally in tallies):
-        name = _telling_name(records)
-        numbered.unpersist()
-        raise DataError(
-            f"the name of a raw file, '{name}', holds the id of a user in it, here shown as …, which ingest.pseudonymise is to hide and the "
-            "tables would show: rename it"
-        )
     held = [numbered]
     dates = sorted({day for tally in tallies for day in tally["dates"]})
     superseded = []

@@ -17,8 +17,8 @@ from llm_spark.transforms.records import text_schema
 
 _REQUIRED = ("user", "item", "time")
 _MAX_NAMES_SHOWN = 50
-_ODD_NAME = re.compile(r"\w+(?:[ -]\w+)+")
-"""A name with blanks or hyphens in it, which SQL takes for something else."""
+_ODD_NAME = re.compile(r"\w+(?:[ -]\w+)+|\w*[^\W\x00-\x7f]\w*")
+"""A name with blanks, hyphens or letters beyond ASCII in it, which SQL does not take for one."""
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from urllib.parse import unquote
 
 from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
-from llm_spark.config import IngestConfig
-from llm_spark.errors import UserError
+from llm_spark.config import MISSING_RULES, IngestConfig
+from llm_spark.errors import UsageError, UserError
 from llm_spark.pipelines.account import Account, Check
 from llm_spark.pipelines.ingest_batch import Batch
 from llm_spark.schemas import EVENTS, EVENTS_REJECTED, INGESTED_FILES
@@ -18,6 +22,7 @@ from llm_spark.tables import raw
 from llm_spark.tables.raw import Listing, RawFile
 from llm_spark.tables.raw_csv import torn_records
 from llm_spark.tables.warehouse import Warehouse
+from llm_spark.transforms.events import mapped_expressions
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,9 @@ class Offered:
     """Patterns under which there are no files any more."""
 
 
-def offered_files(warehouse: Warehouse, listing: Listing) -> Offered:
-    """The files that are not ingested yet. UserError where `events` is gone or a pattern never matched anything."""
+def offered_files(warehouse: Warehouse, listing: Listing, config: IngestConfig) -> Offered:
+    """The files that are not ingested yet. UserError where `events` is gone, a pattern never matched anything, or a file has changed that was
+    read under settings that make other events of its records."""
     rows = warehouse.read_or_empty(INGESTED_FILES).drop("num_records", "num_rejected", "run_id").collect()
     # The ledger is written last, so that a table that is not there was removed.
     if rows and not warehouse.exists(EVENTS):
@@ -43,8 +49,8 @@ def offered_files(warehouse: Warehouse, listing: Listing) -> Offered:
             f"ledger too ('{warehouse.path(INGESTED_FILES)}'), and every raw file that is still there is read again"
         )
     before = {row["source_file"]: row for row in rows}
-    for pattern, beginning in listing.unmatched.items():
-        if not any(name.startswith(beginning) for name in before):
+    for pattern, names in listing.unmatched.items():
+        if not any(names.fullmatch(unquote(name)) for name in before):
             raise raw.nothing_matches(pattern)
     known = {(row["source_file"], row["num_bytes"], row["modified_at"]) for row in rows}
     files: list[RawFile] = []
@@ -52,7 +58,35 @@ def offered_files(warehouse: Warehouse, listing: Listing) -> Offered:
     for file in listing.files:
         is_known = (file.uri, file.num_bytes, file.modified_at) in known
         (unchanged if is_known else files).append(file)
+    _require_mapping([before[file.uri] for file in files if file.uri in before], identity_settings(config))
     return Offered(files, unchanged, before, list(listing.unmatched))
+
+
+def identity_settings(config: IngestConfig) -> str:
+    """Hash of the settings that make of a record the event that it is: under others it would be another event, and count beside it."""
+    missing = config.missing
+    rules = {"user": missing.user, "item": missing.item, "type": missing.type}
+    rules |= {f"attributes.{name}": rule for name, rule in missing.attributes.items()}
+    told = {
+        # In their order, in which the attributes stand in the event.
+        "columns": list(mapped_expressions(config.columns).items()),
+        "time": [config.time_format, config.time_zone],
+        "item": asdict(config.normalise_item),
+        "constants": {name: rule for name, rule in rules.items() if rule not in MISSING_RULES},
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _require_mapping(earlier: Iterable[Row], now: str) -> None:
+    # Null where an earlier version of this program read the file.
+    others = [row for row in earlier if row["settings"] not in (None, now)]
+    if others:
+        more = f" (and {len(others) - 1:,} files more)" if len(others) > 1 else ""
+        raise UsageError(
+            f"'{others[0]['source_file']}'{more} was read under other settings of ingest (columns, time, item ids or constants for what is "
+            "missing) and has changed since: read anew, its events would count twice. Give those settings until such files are complete, or "
+            "begin a new warehouse"
+        )
 
 
 def with_torn_records(
@@ -102,7 +136,7 @@ def tell_of_earlier_readings(offered: Offered, batch: Batch, account: Account) -
             account.remarks.append(f"'{uri}': {remark}")
 
 
-def write_ledger(warehouse: Warehouse, batch: Batch, account: Account) -> None:
+def write_ledger(warehouse: Warehouse, batch: Batch, config: IngestConfig, account: Account) -> None:
     """Enter the files that were read. One that is another under a new name takes its place and its numbers."""
     renamed = _renamed(warehouse, batch)
     gone = [row["source_file"] for row in renamed.values() if row["source_file"] not in batch.counts]
@@ -118,30 +152,38 @@ def write_ledger(warehouse: Warehouse, batch: Batch, account: Account) -> None:
                 f"'{file.uri}' is '{before['source_file']}' under a new name, with its events as they were"
             )
         numbers = (counts.num_records, accepted, counts.num_rejected, duplicates)
-        rows.append((file.uri, file.num_bytes, file.modified_at, *numbers, account.started_at, account.run_id))
+        read = (account.started_at, account.run_id, identity_settings(config))
+        rows.append((file.uri, file.num_bytes, file.modified_at, *numbers, *read))
     entries = warehouse.spark.createDataFrame(rows, INGESTED_FILES.schema)
     warehouse.upsert(INGESTED_FILES, entries, "source_file", leaving=gone)
 
 
+def _is_compressed(name: str) -> bool:
+    return name.endswith((".gz", ".bz2", ".zst", ".lz4", ".snappy", ".deflate"))
+
+
 def _renamed(warehouse: Warehouse, batch: Batch) -> dict[str, Row]:
     """By the name of a file that brought nothing new: the ledger's row of the file it was before, which must be gone and have had the size,
-    time and counts that this one has. Taken for its old self, and by one alone: its rejected records would count twice."""
+    time and counts that this one has; where one of them is compressed, as a log that is rotated, time and counts. Taken for its old self, and
+    by one alone: its rejected records would count twice."""
     files = {file.uri: file for file in batch.files}
     idle = [file for uri, file in files.items() if batch.counts[uri].num_records and not batch.counts[uri].num_accepted]
     if not idle or not warehouse.exists(INGESTED_FILES):
         return {}
-    alike: dict[tuple[int, datetime], list[Row]] = defaultdict(list)
+    alike: dict[datetime, list[Row]] = defaultdict(list)
     for row in warehouse.read(INGESTED_FILES).orderBy("source_file").collect():
-        alike[row["num_bytes"], row["modified_at"]].append(row)
+        alike[row["modified_at"]].append(row)
     found: dict[str, Row] = {}
     taken: set[str] = set()
     for file in sorted(idle, key=lambda file: file.uri):
-        counts, rows = batch.counts[file.uri], alike[file.num_bytes, file.modified_at]
+        counts, rows = batch.counts[file.uri], alike[file.modified_at]
         if any(row["source_file"] == file.uri for row in rows):
             continue
         for row in rows:
             name = row["source_file"]
-            is_same = (row["num_records"], row["num_rejected"]) == (counts.num_records, counts.num_rejected)
+            is_same = (row["num_records"], row["num_rejected"]) == (counts.num_records, counts.num_rejected) and (
+                row["num_bytes"] == file.num_bytes or _is_compressed(name) != _is_compressed(file.uri)
+            )
             # In this batch too where a log was rotated: the old name then stands for a new file.
             other = files.get(name)
             is_moved = (

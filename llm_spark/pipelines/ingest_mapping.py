@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import reduce
 from typing import Any
 
 from pyspark.errors import AnalysisException, ParseException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from llm_spark.config import IngestConfig
 from llm_spark.errors import UsageError
 from llm_spark.pipelines.ingest_columns import Found, Lacking, Wanted, lacking_columns, referenced, wanted_columns
-from llm_spark.schemas.records import data_columns
+from llm_spark.schemas.records import RAW, data_columns
 from llm_spark.tables import raw
 from llm_spark.tables.raw import RawFile
 from llm_spark.tables.raw_csv import read_csv
@@ -128,8 +129,9 @@ def _json_records(
     wanted = wanted_columns(spark, config, found)
     lacking = lacking_columns(spark, wanted, found, config, needs_all=False)
     # The first lines may be of a kind that lacks what others have. A mistake in new settings is told at once.
-    if lacking.problem and not (is_first and lacking.is_of_required):
-        found = _fields(lines, config)
+    if (lacking.problem and not (is_first and lacking.is_of_required)) or lacking.columns:
+        others = lines if lacking.problem else lines.where(_may_have(lacking.columns))
+        found = Found(sorted({*found.names, *_fields(others, config).names}), by_case=True)
         wanted = wanted_columns(spark, config, found)
         lacking = lacking_columns(spark, wanted, found, config, needs_all=False)
     paths = dict.fromkeys(path for wish in wanted for path in wish.paths)
@@ -139,6 +141,12 @@ def _json_records(
 def _fields(lines: DataFrame, config: IngestConfig) -> Found:
     keys = F.explode(F.json_object_keys(records.bounded(config.max_record_chars)))
     return Found(sorted(row[0] for row in lines.select(keys.alias("key")).distinct().collect()), by_case=True)
+
+
+def _may_have(fields: Iterable[str]) -> Column:
+    """Whether a line holds the name of one of the fields, as JSON may spell it: a look at the bytes spares nearly all lines the parsing."""
+    spelt = {f'"{name}"' for name in fields} | {json.dumps(name) for name in fields}
+    return reduce(Column.__or__, [F.contains(F.col(RAW), F.lit(text)) for text in sorted(spelt)])
 
 
 def _found(parts: Sequence[DataFrame]) -> Found:

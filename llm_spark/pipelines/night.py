@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -19,10 +19,12 @@ from llm_spark.pipelines.registry.aliases import GATE, Model, read_models
 from llm_spark.pipelines.stages import as_of_date, one_line, run_stage
 from llm_spark.schemas import SEQUENCES, SESSIONS
 from llm_spark.tables.failures import storage_told
-from llm_spark.tables.lease import Lease, held, held_by_nobody
+from llm_spark.tables.lease import Lease, held, held_alone, held_by_nobody
 from llm_spark.tables.warehouse import Warehouse
 
 LOCK = "nightly"
+_ONE_AT_A_TIME = ("ingest", "sessionize", "sequences")
+"""Two of one of these by hand would each write what the other found missing."""
 
 
 @dataclass
@@ -129,8 +131,11 @@ def one_night(warehouse: Warehouse, config: Config) -> Iterator[Night]:
 
 
 def run_by_hand(stage: str, warehouse: Warehouse, config: Config, **options: bool | str) -> Account:
-    """Run one stage beside others, but not beside a night: both would write the same tables, and neither know what the other read."""
-    with storage_told(warehouse.root), held_by_nobody(warehouse, LOCK, f"`llm-spark {stage}`"):
+    """Run one stage beside others, but not beside a night, nor one that makes tables beside itself: both would write the same, and neither know
+    what the other read."""
+    what = f"`llm-spark {stage}`"
+    alone = held_alone(warehouse, stage, what) if stage in _ONE_AT_A_TIME else nullcontext()
+    with storage_told(warehouse.root), held_by_nobody(warehouse, LOCK, what), alone:
         return run_stage(stage, warehouse, config, night_id="", **options)
 
 

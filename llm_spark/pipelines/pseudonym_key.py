@@ -31,7 +31,7 @@ def load(config: IngestConfig) -> Pseudonyms | None:
     if config.pseudonym_key_file:
         key, place = _from_file(config.pseudonym_key_file), f"'{config.pseudonym_key_file}'"
     else:
-        key, place = given.strip().encode(), KEY_VARIABLE
+        key, place = os.fsencode(given).strip(), KEY_VARIABLE
     if not key:
         raise UsageError(
             f"ingest.pseudonymise needs a key and {place} holds none: set {KEY_VARIABLE} or ingest.pseudonym_key_file; {_MAKE_ONE}"

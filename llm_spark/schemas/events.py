@@ -80,7 +80,13 @@ INGESTED_FILES = Table(
         ("num_duplicates", LONG, "records whose event was there already"),
         ("ingested_at", TIME, "when the run that read it began"),
         RUN_ID,
+        (
+            "settings",
+            TEXT,
+            "hash of the settings that made events of its records; null where an earlier version of this program read it",
+        ),
     ),
+    added_later=("settings",),
 )
 
 SESSIONS = Table(

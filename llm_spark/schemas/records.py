@@ -19,3 +19,8 @@ IS_HEADER = f"{INTERNAL}is_header"
 def data_columns(names: Iterable[str]) -> list[str]:
     """Those of the columns that the data brought."""
     return [name for name in names if not name.startswith(INTERNAL)]
+
+
+def quoted(name: str) -> str:
+    """A column's name as an expression that stands for it whatever is in it."""
+    return "`" + name.replace("`", "``") + "`"

@@ -13,7 +13,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from llm_spark.errors import UserError
+from llm_spark.logs import log
 from llm_spark.schemas.records import RAW, SOURCE_FILE
+from llm_spark.tables.globs import fixed_part, glob_regex, hidden_by_wildcard
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Listing:
 
     files: list[RawFile]
     """By name."""
-    unmatched: dict[str, str]
-    """Pattern under which there is no file -> what the names of its files begin with, as far as it is no glob."""
+    unmatched: dict[str, re.Pattern[str]]
+    """Pattern under which there is no file -> what a file's name, as far as it is not encoded, would have to match."""
 
 
 def list_files(spark: SparkSession, patterns: Sequence[str]) -> Listing:
@@ -46,28 +48,51 @@ def list_files(spark: SparkSession, patterns: Sequence[str]) -> Listing:
     jvm: Any = spark._jvm
     hadoop = spark.sparkContext._jsc.hadoopConfiguration()
     found: dict[str, RawFile] = {}
-    unmatched: dict[str, str] = {}
+    unmatched: dict[str, re.Pattern[str]] = {}
     for pattern in patterns:
         path = jvm.org.apache.hadoop.fs.Path(pattern)
         try:
             system = path.getFileSystem(hadoop)
-            statuses = [status for match in system.globStatus(path) or [] for status in _files_of(system, match)]
+            whole = _decoded(system.makeQualified(path))
+            fixed = jvm.org.apache.hadoop.fs.Path(fixed_part(pattern) or ".")
+            statuses = [
+                status
+                for match in system.globStatus(path) or []
+                if not hidden_by_wildcard(whole, _decoded(match.getPath()))
+                for status in _files_of(system, match)
+            ]
             if not statuses:
-                fixed = jvm.org.apache.hadoop.fs.Path(re.split(r"[*?\[{\\]", pattern)[0] or ".")
                 _require_listable(system, fixed)
-                unmatched[pattern] = _as_reported(system.makeQualified(fixed).toUri().toString())
+                unmatched[pattern] = glob_regex(whole)
         except Exception as error:
             remedy = ": let this account read it" if "Permission denied" in str(error) else ""
+            remedy = f": {_COLON}" if _HAS_COLON in str(error) else remedy
             raise UserError(f"ingest.paths: '{pattern}' cannot be listed: {java_message(error)}{remedy}") from error
         for file in map(_raw_file, statuses):
             found[file.uri] = file
     return Listing([found[uri] for uri in sorted(found)], unmatched)
 
 
+def tell_of_hidden_names(spark: SparkSession) -> None:
+    """Java cannot see a file whose name its locale has no characters for, and says nothing of it."""
+    jvm: Any = spark._jvm
+    encoding = jvm.System.getProperty("sun.jnu.encoding")
+    if encoding.upper() in ("ANSI_X3.4-1968", "US-ASCII", "ASCII", "646"):
+        log.warning(
+            "ingest: Java runs under a locale of %s: local files with other names are not seen; set LC_ALL=C.UTF-8",
+            encoding,
+        )
+
+
 def nothing_matches(pattern: str) -> UserError:
     return UserError(
         f"ingest.paths: nothing matches '{pattern}': check the path (relative paths start where the command runs)"
     )
+
+
+def _decoded(path: Any) -> str:
+    """The path with its scheme, in the form of `_as_reported` and with no character encoded."""
+    return _as_reported(str(path.toString()))
 
 
 def _files_of(system: Any, match: Any) -> list[Any]:
@@ -143,11 +168,6 @@ def literal(path: str) -> str:
     return re.sub(r"([\[\]{}*?\\])", r"\\\1", path)
 
 
-def quoted(name: str) -> str:
-    """A column's name as an expression that stands for it whatever is in it."""
-    return "`" + name.replace("`", "``") + "`"
-
-
 def read_text(spark: SparkSession, files: Sequence[RawFile]) -> DataFrame:
     """One row a line that is not blank, without a byte order mark: the file and the line."""
     lines = spark.read.text([literal(file.path) for file in files])
@@ -177,12 +197,18 @@ class UnreadableFilesError(UserError):
 
 
 _GONE = ("FILE_NOT_EXIST", "PATH_NOT_FOUND", "FileNotFoundException")
+_HAS_COLON = "Relative path in absolute URI"
+_COLON = "Hadoop reads no file with a colon in its name: rename it"
 _CANNOT_READ = ("FAILED_READ_FILE", "AccessControlException", "Permission denied", *_GONE)
 
 
 def unreadable(file: RawFile, error: Exception) -> Unreadable:
     """What kept `file` from being read, where that is known to be the file."""
+    if isinstance(error, UserError):
+        return Unreadable(file.uri, str(error))
     text = str(error)
+    if _HAS_COLON in text:
+        return Unreadable(file.uri, _COLON)
     # Java reports a file that it may not open as one that is not found.
     if any(mark in text for mark in _GONE) and "Permission denied" not in text:
         return Unreadable(file.uri, "it is gone since it was listed", is_gone=True)
@@ -221,6 +247,8 @@ def referenced_columns(spark: SparkSession, expression: str) -> list[tuple[str, 
     paths = []
     for place in range(leaves.size()):
         leaf = leaves.apply(place)
+        if leaf.getClass().getSimpleName() == "UnresolvedStar":
+            raise UserError(f"'{expression}' takes whatever columns there are: name those that it is to take")
         if leaf.getClass().getSimpleName() == "UnresolvedAttribute":
             parts = leaf.nameParts()
             paths.append(tuple(parts.apply(i) for i in range(parts.size())))

@@ -12,10 +12,17 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as t
 
-from llm_spark.schemas.records import INTERNAL, IS_HEADER, RAW, SOURCE_FILE, UNPARSABLE
-from llm_spark.tables.raw import RawFile, Unreadable, UnreadableFilesError, literal, quoted, unreadable
+from llm_spark.errors import UserError
+from llm_spark.schemas.records import INTERNAL, IS_HEADER, RAW, SOURCE_FILE, UNPARSABLE, quoted
+from llm_spark.tables.raw import RawFile, Unreadable, UnreadableFilesError, literal, unreadable
 
 _HEADER_BYTES = 1 << 16
+"""Read at first; twice as many each time that the header does not end in them, up to a limit."""
+_MAX_HEADER_BYTES = 1 << 24
+_MAX_FIELDS = 1 << 20
+"""Of a record. One of more, 20,480 by default, makes Spark give the whole file up."""
+_LINE_END = r"\r\n|\r|\n"
+"""As Hadoop's reader has it. Python's splitlines knows further ones."""
 _TORN_BYTES = 1 << 18
 """A torn line that is longer is not looked for."""
 _UNREAD = f"{INTERNAL}unread"
@@ -82,6 +89,7 @@ def _options(delimiter: str) -> dict[str, str]:
         "sep": delimiter,
         "quote": '"',
         "escape": '"',
+        "maxColumns": str(_MAX_FIELDS),
         # The reader checks a record's number of fields only when it parses all of them: hence no column pruning.
         "mode": "PERMISSIVE",
         "columnNameOfCorruptRecord": _UNREAD,
@@ -112,10 +120,10 @@ def _together(groups: Sequence[DataFrame]) -> DataFrame:
 
 
 def _repeats(header: Header) -> Column:
-    repeated = F.lit(True)
-    for name in header:
-        repeated = repeated & (F.col(quoted(name)) == F.lit(name))
-    return F.coalesce(repeated, F.lit(False))
+    # The first field tells nearly all other records.
+    may_be = F.col(quoted(header[0])) == F.lit(header[0])
+    fields, names = F.array(*[F.col(quoted(name)) for name in header]), F.array(*map(F.lit, header))
+    return F.when(may_be, fields == names).otherwise(F.lit(False))
 
 
 def _header(spark: SparkSession, file: RawFile, delimiter: str) -> Header:
@@ -125,7 +133,7 @@ def _header(spark: SparkSession, file: RawFile, delimiter: str) -> Header:
     header = []
     for place, name in enumerate(names):
         # No expression can name a column with a backtick in it.
-        plain = name.strip().strip("\ufeff").replace("`", "'") or f"_c{place}"
+        plain = name.strip().replace("`", "'") or f"_c{place}"
         # Spark's column names do not differ by case.
         seen[plain.lower()] = seen.get(plain.lower(), 0) + 1
         header.append(plain if seen[plain.lower()] == 1 else f"{plain}_{seen[plain.lower()]}")
@@ -133,10 +141,21 @@ def _header(spark: SparkSession, file: RawFile, delimiter: str) -> Header:
 
 
 def _first_line(spark: SparkSession, file: RawFile) -> str:
-    """The first line that is not blank; Spark's reader passes blank ones over too."""
-    head = b"" if file.num_bytes == 0 else _bytes_of(spark, file, 0, _HEADER_BYTES)
-    lines = head.decode("utf-8", errors="replace").splitlines()
-    return next((line for line in lines if line.strip("\ufeff \t")), "")
+    """The first line that is not blank, without a byte order mark; Spark's reader passes blank ones over too. Empty where there is none.
+
+    UserError where it does not end within what may be read for it.
+    """
+    num_bytes = 0 if file.num_bytes == 0 else _HEADER_BYTES
+    while num_bytes <= _MAX_HEADER_BYTES:
+        head = _bytes_of(spark, file, 0, num_bytes) if num_bytes else b""
+        lines = re.split(_LINE_END, head.decode("utf-8", errors="replace").removeprefix("\ufeff"))
+        is_all = len(head) < num_bytes or num_bytes == 0
+        whole = lines if is_all else lines[:-1]
+        line = next((line for line in whole if line.strip(" \t")), "")
+        if line or is_all:
+            return line
+        num_bytes *= 2
+    raise UserError(f"no header line ends within its first {_MAX_HEADER_BYTES >> 20} MiB")
 
 
 def _torn_line(spark: SparkSession, file: RawFile, num_bytes: int) -> str:
@@ -147,7 +166,7 @@ def _torn_line(spark: SparkSession, file: RawFile, num_bytes: int) -> str:
     if len(read) < 2 or after in b"\r\n":
         return ""
     # A line that begins the file is its header, and of one that begins before what was read the beginning is not known.
-    _, *later = re.split(rb"\r\n|\r|\n", before)
+    _, *later = re.split(_LINE_END.encode(), before)
     return later[-1].decode("utf-8", errors="replace") if later else ""
 
 

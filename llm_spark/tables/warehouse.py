@@ -166,13 +166,14 @@ class Warehouse:
             return
         target = DeltaTable.forPath(self.spark, self.path(table)).alias("old")
         if not leaving:
-            merge = target.merge(entering.alias("new"), f"old.{key} = new.{key}")
+            merge = target.merge(entering.alias("new"), f"old.{key} = new.{key}").withSchemaEvolution()
             merge.whenMatchedUpdateAll().whenNotMatchedInsertAll().execute()
             return
         gone = self.spark.createDataFrame([(name, True) for name in leaving], f"{key} string, is_gone boolean")
         both = entering.withColumn("is_gone", F.lit(False)).unionByName(gone, allowMissingColumns=True)
         values: dict[str, str | Column] = {name: F.col(f"new.{name}") for name in table.schema.names}
-        merge = target.merge(both.alias("new"), f"old.{key} = new.{key}").whenMatchedDelete("new.is_gone")
+        merge = target.merge(both.alias("new"), f"old.{key} = new.{key}").withSchemaEvolution()
+        merge = merge.whenMatchedDelete("new.is_gone")
         merge.whenMatchedUpdate(set=values).whenNotMatchedInsert("NOT new.is_gone", values).execute()
 
     def delete(self, table: Table, condition: Column) -> None:

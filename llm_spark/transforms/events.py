@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as t
 
 from llm_spark.config import ColumnsConfig, IngestConfig
-from llm_spark.schemas.records import IS_HEADER, RAW, SOURCE_FILE, UNPARSABLE, data_columns
+from llm_spark.schemas.records import IS_HEADER, RAW, SOURCE_FILE, UNPARSABLE, data_columns, quoted
 from llm_spark.transforms.identity import stable_id
 from llm_spark.transforms.missing import filled, missing_verdicts, normalised_item
 from llm_spark.transforms.pseudonyms import Pseudonyms, hide_users, shape
@@ -45,7 +45,7 @@ def mapped_expressions(columns: ColumnsConfig) -> dict[str, str]:
 def _mapped(expression: str | None, known: set[str]) -> Column:
     if expression is None:
         return F.lit(None).cast("string")
-    return F.col(f"`{expression}`") if expression in known else F.expr(expression)
+    return F.col(quoted(expression)) if expression in known else F.expr(expression)
 
 
 def _text(column: Column) -> Column:
@@ -104,7 +104,10 @@ def judge(records: DataFrame, config: IngestConfig, now: datetime, hidden: Hidde
         safe = shown if hidden is None or name not in _SHOWS_A_VALUE else shape(shown)
         detail = F.when(holds, safe).otherwise(detail)
     is_long = F.col("_num_chars") > config.max_record_chars
-    raw = F.when(is_long, F.substring("_raw_text", 1, NUM_CHARS_KEPT)).otherwise(F.col("_raw_text"))
+    text = F.coalesce(F.col("_line"), F.to_json("_fields"))
+    # Cut before it is made into text, which would hold a record of 100 MB several times.
+    short = F.coalesce(F.substring("_line", 1, NUM_CHARS_KEPT), F.substring(_shortened(mapped), 1, NUM_CHARS_KEPT))
+    raw = F.when(is_long, short).otherwise(text)
     named = mapped.withColumns({"reason": reason, "detail": detail})
     judged = named.select(
         F.col("_source_file").alias("source_file"),
@@ -157,13 +160,15 @@ def _mapped_fields(records: DataFrame, config: IngestConfig) -> DataFrame:
     ]
     item = _text(normalised_item(_text(_mapped(columns.item, known)), config.normalise_item))
     value = _mapped(columns.value, known)
-    fields = [F.col(f"`{name}`") for name in data_columns(records.columns)]
+    fields = [F.col(quoted(name)) for name in data_columns(records.columns)]
     is_header = F.col(IS_HEADER) if IS_HEADER in known else F.lit(False)
     return records.select(
         F.col(SOURCE_FILE).alias("_source_file"),
         F.col(UNPARSABLE).alias("_unparsable"),
         F.coalesce(is_header, F.lit(False)).alias("_is_header"),
-        F.coalesce(F.col(RAW), F.to_json(F.struct(*fields))).alias("_raw_text"),
+        F.col(RAW).alias("_line"),
+        # Made into text for the rejected alone.
+        F.struct(*fields).alias("_fields"),
         _num_chars(records, config.max_record_chars).alias("_num_chars"),
         F.when(~F.col(UNPARSABLE), filtered).alias("_broken_rule"),
         filled(_text(_mapped(columns.user, known)), missing.user).alias("user_id"),
@@ -178,6 +183,18 @@ def _mapped_fields(records: DataFrame, config: IngestConfig) -> DataFrame:
     )
 
 
+def _shortened(mapped: DataFrame) -> Column:
+    """The record as JSON, each text in it cut to what is kept of the whole."""
+    kind = mapped.schema["_fields"].dataType
+    assert isinstance(kind, t.StructType)
+    fields = []
+    for entry in kind.fields:
+        value = F.col("_fields").getField(entry.name)
+        is_text = isinstance(entry.dataType, t.StringType)
+        fields.append((F.substring(value, 1, NUM_CHARS_KEPT) if is_text else value).alias(entry.name))
+    return F.to_json(F.struct(*fields))
+
+
 def _num_chars(records: DataFrame, max_chars: int) -> Column:
     """Characters of a record, or of the text columns that its format's reader took apart; where its bytes, which are never fewer, are within
     `max_chars` already, the number of these: characters are counted byte by byte.
@@ -185,7 +202,7 @@ def _num_chars(records: DataFrame, max_chars: int) -> Column:
     texts = [name for name in data_columns(records.columns) if isinstance(records.schema[name].dataType, t.StringType)]
 
     def total(size: Callable[[str], Column]) -> Column:
-        return F.coalesce(size(RAW), sum((F.coalesce(size(f"`{name}`"), F.lit(0)) for name in texts), F.lit(0)))
+        return F.coalesce(size(RAW), sum((F.coalesce(size(quoted(name)), F.lit(0)) for name in texts), F.lit(0)))
 
     num_bytes = total(F.octet_length)
     return F.when(num_bytes <= max_chars, num_bytes).otherwise(total(F.length))

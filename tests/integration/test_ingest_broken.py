@@ -15,7 +15,7 @@ from llm_spark.config import Config
 from llm_spark.errors import DataError
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import DATA_QUALITY, EVENTS, EVENTS_REJECTED
-from llm_spark.tables import raw
+from llm_spark.tables import raw, raw_csv
 from llm_spark.tables.warehouse import Warehouse
 from tests.integration.ingesting import COLUMNS, Loaded, ingest, ledger
 
@@ -120,6 +120,50 @@ def test_every_line_of_broken_csv_files_is_accounted_for(spark: SparkSession, lo
         "utf8.csv": Counter(unparsable=1),
         "crlf.csv": Counter(unparsable=2),
     }
+
+
+def test_a_csv_file_is_read_whatever_stands_before_its_header_or_in_one_of_its_lines(
+    spark: SparkSession, loaded: Loaded, logs: Path
+) -> None:
+    header = b"user,item,time\n"
+    files = {
+        "blank lines.csv": b"\n" * 70_000 + header + b"u,b1,%s\n",
+        "commas.csv": header + b"u,c1,%s\n" + b"," * 30_000 + b"\nu,c2,%s\n",
+        "quoted header.csv": b'\xef\xbb\xbf"user","item","time"\nu,q1,%s\n',
+        "separators.csv": "user,item,time,a\x0bb\u2028c\x85d\n".encode() + b"u,s1,%s,x\n",
+        "wide.csv": header[:-1] + (b"," + b"x" * 900) * 80 + b"\nu,w1,%s" + b"," * 80 + b"\n",
+        "without end.csv": b"user,item,time",
+        "blank.csv": b" \n" * 100,
+    }
+    for name, text in files.items():
+        (logs / name).write_bytes(text.replace(b"%s", TIME.encode()))
+    warehouse, account = ingest(spark, load(loaded, logs, "csv"))
+    items = sorted(row["item_id"] for row in warehouse.read(EVENTS).select("item_id").collect())
+    assert items == ["b1", "c1", "c2", "q1", "s1", "w1"]
+    assert account.rejected == {"unparsable": 1}
+
+
+def test_a_csv_file_without_an_end_of_its_header_is_set_aside(
+    spark: SparkSession, loaded: Loaded, logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raw_csv, "_MAX_HEADER_BYTES", 1 << 18)
+    (logs / "a.csv").write_bytes(b"\n" * (1 << 19) + b"user,item,time\n")
+    (logs / "b.csv").write_text(f"user,item,time\nu,b,{TIME}\n")
+    config = load(loaded, logs, "csv")
+    with pytest.raises(DataError, match=r"a\.csv' \(no header line ends within its first 0 MiB\)"):
+        run_stage("ingest", Warehouse(spark, config.warehouse), config)
+    assert rejections(Warehouse(spark, config.warehouse)) == {"a.csv": Counter(unreadable_file=1)}
+
+
+def test_a_column_of_any_name_is_told_of_a_rejected_record(spark: SparkSession, loaded: Loaded, logs: Path) -> None:
+    odd = {"a`b": ["x" * 5_000, "y", "z"], "a.b": ["1", "2", "3"]}
+    records = {"user": ["u", None, "w"], "item": ["i", "j", "k"], "time": [TIME] * 3}
+    pq.write_table(pa.table(records | odd), logs / "a.parquet")
+    warehouse, account = ingest(spark, load(loaded, logs, "parquet", "ingest.max_record_chars=2000"))
+    assert account.rejected == {"missing_user": 1, "too_long": 1}
+    raw_of = {row["reason"]: row["raw"] for row in warehouse.read(EVENTS_REJECTED).collect()}
+    assert raw_of["missing_user"] == f'{{"item":"j","time":"{TIME}","a`b":"y","a.b":"2"}}'
+    assert raw_of["too_long"] == (f'{{"user":"u","item":"i","time":"{TIME}","a`b":"' + "x" * 5_000)[:1_000]
 
 
 def test_a_quoted_line_end_is_part_of_its_field_where_the_settings_say_so(

@@ -243,6 +243,89 @@ def test_of_files_of_one_size_and_time_each_takes_over_one_that_is_gone(
     assert sorted(names) == sorted(expected)
 
 
+def test_a_field_that_only_a_late_line_has_is_read_and_not_told_to_be_missing(
+    spark: SparkSession, load: Loaded, logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest_mapping, "_NUM_LINES_SAMPLED", 2)
+    config = load("jsonl", "ingest.columns.value=price", "ingest.columns.attributes={c: città}")
+    columns = ("user", "item", "time")
+    write(logs / "1.jsonl", columns, ("u", "a", DAY), ("u", "b", DAY), ("u", "price", DAY))
+    write(logs / "2.jsonl", (*columns, "price", "città"), ("u", "c", DAY, "2.5", "x"))
+    warehouse, account = ingest(spark, config)
+    assert {(row["item_id"], row["value"]) for row in warehouse.read(EVENTS).where("value > 0").collect()} == {
+        ("c", 2.5)
+    }
+    assert account.remarks == []
+    assert measured(warehouse, "missing_column") == {}
+    write(logs / "3.jsonl", columns, *[("u", f"d{n}", DAY) for n in range(3)])
+    _, account = ingest(spark, config)
+    assert measured(warehouse, "missing_column") == {"price": "warning", "città": "warning"}
+
+
+def test_a_file_that_changed_is_not_read_under_settings_that_make_other_events_of_its_records(
+    spark: SparkSession, load: Loaded, logs: Path
+) -> None:
+    write(logs / "1.csv", ("user", "item", "time", "kind", "price"), ("u", "a", DAY, "view", "1"))
+    warehouse, _ = ingest(spark, load("csv"))
+    others = (
+        "ingest.columns.type=kind",
+        "ingest.columns.item=upper(item)",
+        "ingest.columns.attributes={p: price}",
+        "ingest.time_zone=Asia/Tokyo",
+        "ingest.normalise_item.case_fold=true",
+        "ingest.missing.type=click",
+    )
+    for setting in others:
+        assert ingest(spark, load("csv", setting))[1].nothing_to_do, "it has not changed"
+    with (logs / "1.csv").open("a") as file:
+        file.write(f"u,b,{DAY},view,1\n")
+    write(logs / "2.csv", ("user", "item", "time"), ("u", "c", DAY))
+    for setting in others:
+        with pytest.raises(UsageError, match=r"1\.csv' was read under other settings of ingest"):
+            ingest(spark, load("csv", setting))
+    assert items(warehouse) == ["a"]
+    # These make the same events.
+    ingest(spark, load("csv", "ingest.missing.user=drop", "ingest.filters=[\"item <> 'c'\"]"))
+    assert items(warehouse) == ["a", "b"]
+    # A ledger that an earlier version of this program wrote knows nothing of settings.
+    rows = warehouse.read(INGESTED_FILES).drop("settings")
+    files = rows.localCheckpoint()
+    shutil.rmtree(warehouse.path(INGESTED_FILES))
+    files.write.format("delta").save(warehouse.path(INGESTED_FILES))
+    with (logs / "1.csv").open("a") as file:
+        file.write(f"u,d,{DAY},view,1\n")
+    write(logs / "3.csv", ("user", "item", "time"), ("u", "e", DAY))
+    (logs / "2.csv").rename(logs / "4.csv")
+    os.utime(logs / "4.csv", None)
+    ingest(spark, load("csv"))
+    assert items(warehouse) == ["a", "b", "c", "d", "e"]
+    settings = {row["source_file"][-5:]: row["settings"] for row in warehouse.read(INGESTED_FILES).collect()}
+    assert settings["1.csv"] == settings["3.csv"] is not None
+
+
+def test_a_log_that_was_rotated_and_compressed_is_its_old_self(spark: SparkSession, load: Loaded, logs: Path) -> None:
+    text = f'{{"user": "u", "item": "a", "time": "{DAY}"}}\n{{"user": \n'
+    (logs / "app.jsonl").write_text(text)
+    os.utime(logs / "app.jsonl", (1_700_000_000, 1_700_000_000))
+    config = load("jsonl")
+    warehouse, _ = ingest(spark, config)
+    (logs / "app.jsonl").unlink()
+    (logs / "app.1.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    os.utime(logs / "app.1.jsonl.gz", (1_700_000_000, 1_700_000_000))
+    ingest(spark, config)
+    assert ledger(warehouse) == {"app.1.jsonl.gz": (2, 1, 1, 0)}
+    names = [row["source_file"].rsplit("/", 1)[1] for row in warehouse.read(EVENTS_REJECTED).collect()]
+    assert names == ["app.1.jsonl.gz"]
+    with pytest.raises(UserError, match=r"nothing matches '.*\.jsnl'"):
+        ingest(spark, load("jsonl", f"ingest.paths=['{logs}/*.jsnl']"))
+
+
+def test_an_expression_that_takes_all_columns_is_refused(spark: SparkSession, load: Loaded, logs: Path) -> None:
+    write(logs / "1.csv", ("user", "item", "time"), ("u", "a", DAY))
+    with pytest.raises(UsageError, match=r"ingest.columns.attributes.all: 'to_json\(struct\(\*\)\)' takes whatever"):
+        ingest(spark, load("csv", "ingest.columns.attributes={all: 'to_json(struct(*))'}"))
+
+
 def test_a_file_without_a_header_shows_no_id_where_ids_are_hidden(
     spark: SparkSession, load: Loaded, logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

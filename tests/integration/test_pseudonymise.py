@@ -19,13 +19,29 @@ from pyspark.sql import SparkSession
 
 from llm_spark import cli
 from llm_spark.config import Config
-from llm_spark.schemas import EVENTS, EVENTS_REJECTED, SEQUENCES, SESSIONS, VOCABULARY
+from llm_spark.schemas import EVENTS, EVENTS_REJECTED, SEQUENCES, SESSIONS, USER_MEMORY, VOCABULARY
+from llm_spark.tables import raw
 from llm_spark.tables.warehouse import Warehouse
 
 KEY = "correct-horse-battery-staple-0123456789"
 USERS = ["alice@example.com", "Žofie Nováková", "1785001", 'O"Brien\\E.7']
 ROBOT = "qa-robot@shop.com"
 """Named by a filter."""
+SMALL = (
+    "sessionize.num_buckets=2",
+    "sequences.split=leave_last_event_out",
+    "sequences.min_item_count=1",
+    "model.embedding_size=8",
+    "model.hidden_size=8",
+    "model.dense_size=8",
+    "model.memory_size=4",
+    "train.num_epochs=1",
+    "train.device=cpu",
+    "gate.enabled=false",
+    "evaluate.num_replicates=40",
+    "evaluate.baselines=[popularity]",
+    "score.reasons=1",
+)
 ROOT = Path(__file__).parents[2]
 Command = Callable[..., tuple[int, str]]
 
@@ -84,7 +100,9 @@ def write_logs(logs: Path, form: str = "jsonl") -> int:
         shop = {**right, "item": "shop"}
         later, last = "2025-01-02T00:00:00Z", "2025-01-03T00:00:00Z"
         rows += [right, right, {**shop, "kind": f"visit of {user}", "time": later}, {**right, "time": last}]
-        num_events += 3
+        # Enough for a model to learn of.
+        rows += [{**shop, "time": f"2024-12-2{day}T00:00:00Z"} for day in range(1, 6)]
+        num_events += 8
         rows += [{**right, "item": ""}, {**right, "time": user}, {**right, "item": "filtered"}]
         rows.append({**right, "agent": user * 1_000})
         rows.append({**right, "time": "1970-01-01"})
@@ -150,24 +168,24 @@ def pseudonym(user: str) -> str:
     return hmac.new(KEY.encode(), user.encode(), hashlib.sha256).hexdigest()[:32]
 
 
+@pytest.mark.parametrize("last", ["sequences", pytest.param("report", marks=pytest.mark.slow)])
 def test_no_byte_of_the_warehouse_and_no_line_of_the_log_tells_a_user(
-    command: Command, tmp_path: Path, spark: SparkSession
+    command: Command, tmp_path: Path, spark: SparkSession, last: str
 ) -> None:
     num_events = write_logs(tmp_path / "logs")
     printed = ""
-    for stage, *settings in (
-        ("ingest",),
-        ("sessionize", "sessionize.num_buckets=2"),
-        ("sequences", "sequences.split=leave_last_event_out", "sequences.min_item_count=1"),
-    ):
-        code, more = command(stage, *settings)
+    stages = ("ingest", "sessionize", "sequences", "train", "evaluate", "score", "report")
+    stages = stages[: stages.index(last) + 1]
+    for stage in stages:
+        code, more = command(stage, *(SMALL if stage != "ingest" else ()))
         printed += more
         assert code == 0, more
     warehouse = Warehouse(spark, str(tmp_path / "warehouse"))
     require_all_accounted_for(warehouse, num_events, "unparsable", "missing_item")
-    for table in (SESSIONS, SEQUENCES):
+    for table in (SESSIONS, SEQUENCES, USER_MEMORY) if last == "report" else (SESSIONS, SEQUENCES):
         assert {row["user_id"] for row in warehouse.read(table).collect()} == {pseudonym(user) for user in USERS}
     assert pseudonym(USERS[0]) in {row["item_id"] for row in warehouse.read(VOCABULARY).collect()}
+    assert (last == "report") == (tmp_path / "warehouse" / "reports").exists()
     require_nothing_told(everything_in(tmp_path / "warehouse"), printed)
 
 
@@ -229,7 +247,7 @@ def test_a_key_that_is_missing_short_open_to_others_or_another_is_refused_in_one
 
 
 def test_pseudonyms_are_not_put_beside_the_ids_of_an_open_warehouse_nor_made_where_a_column_would_tell_them(
-    command: Command, tmp_path: Path
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_logs(tmp_path / "logs")
     code, printed = command("ingest", "ingest.columns.item=user", "ingest.pseudonymise_also=[]")
@@ -239,6 +257,12 @@ def test_pseudonyms_are_not_put_beside_the_ids_of_an_open_warehouse_nor_made_whe
     code, printed = command("ingest")
     assert (code, "/logs/….jsonl', holds the id" in printed, "alice" in printed) == (3, True, False), printed
     assert not (tmp_path / "warehouse").exists()
+    with monkeypatch.context() as written_to:
+        written_to.setattr(raw, "changed_files", lambda _, files: list(files))
+        code, printed = command("ingest")
+    assert (code, "/logs/….jsonl', holds the id" in printed, "alice" in printed) == (3, True, False), printed
+    code, printed = command("nightly", "--dry-run")
+    assert (code, "read 1 new or changed files" in printed, "alice" in printed) == (0, True, False), printed
     assert command("ingest", "ingest.pseudonymise=false")[0] == 0
     written = everything_in(tmp_path / "warehouse")
     assert all(any(form in written for form in forms(user)) for user in (*USERS, ROBOT)), "the scan finds what is there"

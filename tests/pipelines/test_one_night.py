@@ -13,6 +13,7 @@ from llm_spark.errors import UserError
 from llm_spark.pipelines import night
 from llm_spark.pipelines.night import one_night, run_by_hand
 from llm_spark.pipelines.nightly import nightly
+from llm_spark.tables.lease import held_alone
 from llm_spark.tables.warehouse import Warehouse
 
 
@@ -31,6 +32,15 @@ def test_a_second_night_waits_as_long_as_it_is_told_to_and_names_the_first(wareh
             nightly(warehouse, config)
         with pytest.raises(UserError, match=r"is held by the night of the newest day"):
             run_by_hand("sessionize", warehouse, config)
+
+
+def test_a_stage_that_makes_tables_runs_by_hand_once_at_a_time(warehouse: Warehouse) -> None:
+    config = settings.load(None, [f"warehouse={warehouse.root}"])
+    with held_alone(warehouse, "sessionize", "`llm-spark sessionize`"):
+        with pytest.raises(UserError, match=r"\.sessionize\.lock' is held by `llm-spark sessionize`, process \d+"):
+            run_by_hand("sessionize", warehouse, config)
+        with pytest.raises(UserError, match="run `llm-spark sessionize` first"):
+            run_by_hand("sequences", warehouse, config)
 
 
 def test_a_storage_that_fails_before_the_first_step_is_told_in_one_line(

@@ -107,8 +107,49 @@ def test_patterns_that_overlap_give_each_file_once_and_one_that_matches_nothing_
     found = raw.list_files(spark, patterns)
     names = [Path(file.path).name for file in found.files]
     assert names == ["a.csv", "b.csv", "c.csv"]
-    beginning = found.files[0].uri.split("2026")[0]
-    assert found.unmatched == {patterns[3]: f"{beginning}none", patterns[4]: f"{beginning}2027-"}
+    assert list(found.unmatched) == patterns[3:]
+    beginning = raw._decoded(spark._jvm.org.apache.hadoop.fs.Path(f"file:{logs}"))  # type: ignore[union-attr]
+    assert found.unmatched[patterns[4]].fullmatch(f"{beginning}/2027-01/a.csv")
+    assert not found.unmatched[patterns[4]].fullmatch(f"{beginning}/2026-01/a.csv")
+
+
+def test_a_wildcard_stands_for_no_folder_that_spark_takes_for_hidden(spark: SparkSession, logs: Path) -> None:
+    def names(pattern: str) -> list[str]:
+        return [Path(file.path).name for file in raw.list_files(spark, [f"{logs}/{pattern}"]).files]
+
+    assert names("*") == ["a.csv", "b.csv", "c.csv"]
+    assert names("*/*.csv") == ["a.csv", "b.csv"]
+    assert names("_hidden") == names("_hidden/*") == ["d.csv"], "who names it means it"
+
+
+def test_what_hadoop_cannot_do_with_a_colon_in_a_name_is_told(spark: SparkSession, tmp_path: Path) -> None:
+    for name in ("2025-01-01T10:00:00.csv", "b.csv"):
+        (tmp_path / name).write_text("user,item\nu,i\n")
+    told = "Hadoop reads no file with a colon in its name: rename it"
+    with pytest.raises(UserError, match=f"cannot be listed: .*: {told}"):
+        raw.list_files(spark, [f"{tmp_path}/*.csv"])
+    files = raw.list_files(spark, [f"{tmp_path}"]).files
+    with pytest.raises(Exception, match="Relative path") as error:
+        raw.read_text(spark, files).collect()
+    found = raw.unreadable_file(error.value, files)
+    assert found is not None
+    assert (found.uri, found.detail) == (files[0].uri, told)
+
+
+def test_java_under_a_locale_without_other_characters_is_told(
+    spark: SparkSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    system = spark._jvm.System  # type: ignore[union-attr]
+    encoding = system.getProperty("sun.jnu.encoding")
+    raw.tell_of_hidden_names(spark)
+    assert not caplog.messages
+    try:
+        system.setProperty("sun.jnu.encoding", "ANSI_X3.4-1968")
+        raw.tell_of_hidden_names(spark)
+    finally:
+        system.setProperty("sun.jnu.encoding", encoding)
+    (told,) = caplog.messages
+    assert told.endswith("set LC_ALL=C.UTF-8")
 
 
 @pytest.mark.parametrize(
