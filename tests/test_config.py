@@ -75,6 +75,15 @@ def test_what_is_not_offered_again_is_nothing_all_that_was_seen_or_the_items_of_
     assert excluded("score.exclude=[seen]") == ("seen",), "in a list it is the name of an event type"
 
 
+def test_a_value_between_two_known_ones_is_not_told_to_a_model_that_foretells_outcomes() -> None:
+    outcomes = "model.outcomes=[{name: spends, kind: amount}]"
+    told = "ingest.missing.value is 'interpolate': give keep or forward where there are model.outcomes"
+    with pytest.raises(UsageError) as refused:
+        config.load(None, [outcomes, "ingest.missing.value=interpolate", "ingest.columns.value=price"])
+    assert str(refused.value) == told
+    config.load(None, [outcomes, "ingest.missing.value=forward", "ingest.columns.value=price"])
+
+
 def test_the_gate_decides_by_a_metric_that_evaluate_measures() -> None:
     loaded = config.load(None, ["evaluate.ks=[3,12]"])
     assert loaded.gate.chosen_metric(loaded.evaluate.ks) == "recall@12", "the whole list that is shown"
@@ -147,6 +156,8 @@ def test_settings_that_a_stage_does_not_need_may_be_missing() -> None:
         "ingest.missing.attributes.agent=drop",
         "ingest.normalise_item.replace=[[a]]",
         "ingest.normalise_item.replace=[['', b]]",
+        "sessionize.gap_seconds=10000000000",
+        "sessionize.max_length_seconds=10000000000000",
         "sessionize.bots.max_events_per_minute=-1",
         "sessionize.bots.max_events=1000",
         "sequences.clip_values.method=mean",

@@ -54,6 +54,9 @@ class Config:
 
     def __post_init__(self) -> None:
         self.gate.chosen_metric(self.evaluate.ks)
+        # A value on the line between two known ones tells in training of the later one, which an outcome asks for.
+        tells = bool(self.model.outcomes) and self.ingest.missing.value == "interpolate"
+        require(not tells, "ingest.missing.value", "interpolate", "give keep or forward where there are model.outcomes")
         if self.as_of is not None:
             require(is_date(self.as_of), "as_of", self.as_of, "write a date such as 2026-01-31")
 

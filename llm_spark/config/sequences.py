@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from llm_spark.config.checks import one_of, require
 
+_MAX_SECONDS = 1_000_000_000
+"""Beyond it times would leave what a calendar and 64 bits of microseconds can tell."""
+
 
 @dataclass(frozen=True)
 class BotsConfig:
@@ -51,6 +54,9 @@ class SessionizeConfig:
     def __post_init__(self) -> None:
         for name in ("gap_seconds", "max_length_seconds", "max_events", "num_buckets"):
             require(getattr(self, name) > 0, f"sessionize.{name}", getattr(self, name), "give a number above 0")
+        for name in ("gap_seconds", "max_length_seconds"):
+            ok = getattr(self, name) <= _MAX_SECONDS
+            require(ok, f"sessionize.{name}", getattr(self, name), f"give {_MAX_SECONDS:,} (31 years) at most")
         remedy = f"sessions are cut at sessionize.max_events ({self.max_events}) before: give less than that"
         can_be = self.bots.max_events < self.max_events
         require(can_be, "sessionize.bots.max_events", self.bots.max_events, remedy)

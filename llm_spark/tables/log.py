@@ -136,14 +136,16 @@ class TableLog:
     def files_removed_since(self, since_ms: float) -> set[str]:
         """Names of the files that commits since then (epoch milliseconds) removed, as far back as the log remembers.
 
-        Delta's snapshot knows them for `delta.deletedFileRetentionDuration` only, a week. A commit that does not tell its time counts.
+        Delta's snapshot knows them for `delta.deletedFileRetentionDuration` only, a week. A commit that does not tell its time counts. One that
+        is older may have been made after one that is not, by a clock that was moved back.
         """
         names: set[str] = set()
         for version in range(self.version, -1, -1):
             commit = self.commit(version)
-            if commit is None or (commit.made_ms is not None and commit.made_ms < since_ms):
+            if commit is None:
                 break
-            names |= {name for name, _ in commit.files("remove")}
+            if commit.made_ms is None or commit.made_ms >= since_ms:
+                names |= {name for name, _ in commit.files("remove")}
         return names
 
     @cached_property

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql import types as t
 
 from llm_spark.transforms.splits import ARRAYS
+
+_WITH_NULLS = ("event_values", "event_features")
 
 
 def session_changes(before: DataFrame, after: DataFrame) -> DataFrame:
@@ -32,9 +35,17 @@ def session_changes(before: DataFrame, after: DataFrame) -> DataFrame:
 
 
 def _content(sessions: DataFrame) -> Column:
-    """A hash of all that a history is made of."""
+    """A hash of all that a history is made of, and of where it is null: the hash of an array passes over what is null in it."""
     present = [name for name in ARRAYS if name in sessions.columns]
-    return F.xxhash64("user_id", "ended_at", *present)
+    nulls = [_nulls(F.col(name), sessions.schema[name].dataType) for name in present if name in _WITH_NULLS]
+    return F.xxhash64("user_id", "ended_at", *present, *nulls)
+
+
+def _nulls(array: Column, kind: t.DataType) -> Column:
+    assert isinstance(kind, t.ArrayType)
+    if isinstance(kind.elementType, t.ArrayType):
+        return F.transform(array, lambda inner: F.transform(inner, F.isnull))
+    return F.transform(array, F.isnull)
 
 
 def touched_users(changes: DataFrame, kept: DataFrame, asks_again: Column) -> DataFrame:

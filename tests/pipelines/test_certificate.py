@@ -66,12 +66,13 @@ def test_a_law_is_a_count_for_every_kind_of_split(honest: Callable[[str], Tables
     assert set(LAWS) - set(laws_of("leave_last_event_out")) == {"no_session_in_two_splits"}
 
 
+@pytest.mark.parametrize("part", ["train", "validation"])
 @pytest.mark.parametrize("split", ["time", "leave_last_session_out"])
-def test_a_training_row_with_a_later_event_is_caught(
-    spark: SparkSession, honest: Callable[[str], Tables], split: str
+def test_a_row_with_an_event_later_than_what_is_evaluated_after_it_is_caught(
+    spark: SparkSession, honest: Callable[[str], Tables], split: str, part: str
 ) -> None:
     def later(rows: list[dict[str, Any]]) -> None:
-        row = first(rows, "w" if split == "time" else "v", "train")
+        row = first(rows, "w" if split == "time" else "v", part)
         row["event_times"][-1] += 240 * 60
 
     assert "training_precedes_evaluation" in changed(spark, honest(split), later).broken()

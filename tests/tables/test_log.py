@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -71,6 +72,24 @@ def test_files_removed_since_a_time_are_told_as_far_back_as_the_log_remembers(
     assert log.files_removed_since(newest.made_ms + 1) == set()
     (Path(warehouse.path(VOCABULARY)) / "_delta_log" / f"{log.version - 1:020}.json").unlink()
     assert log.files_removed_since(0) == files[1]
+
+
+def test_a_clock_that_was_moved_back_hides_no_file_that_was_removed_before(
+    warehouse: Warehouse, spark: SparkSession
+) -> None:
+    warehouse.replace(VOCABULARY, items(spark, "a").coalesce(1), {})
+    first = files_of_version(spark, warehouse.path(VOCABULARY))
+    for name in "bc":
+        warehouse.replace(VOCABULARY, items(spark, name).coalesce(1), {})
+    log = warehouse.log(VOCABULARY)
+    removing, newest = log.commit(log.version - 1), Path(warehouse.path(VOCABULARY), "_delta_log")
+    assert removing is not None
+    since = removing.made_ms
+    assert since is not None
+    file = newest / f"{log.version:020}.json"
+    file.write_text(re.sub(r'"timestamp":\d+', '"timestamp":1000', file.read_text()))
+    (newest / f".{file.name}.crc").unlink()
+    assert warehouse.log(VOCABULARY).files_removed_since(since) == first
 
 
 def test_the_data_version_of_a_missing_table_names_the_stage_that_writes_it(warehouse: Warehouse) -> None:

@@ -71,6 +71,19 @@ def test_sessions_that_came_went_or_changed_are_told_apart_from_those_written_ag
     }
 
 
+def test_a_value_that_is_missing_at_another_place_is_a_change(spark: SparkSession) -> None:
+    def session(*values: float | None) -> DataFrame:
+        times = [at(1, minute) for minute in range(len(values))]
+        return sessions_frame(spark, [session_row("s", "u", times, ["a"] * 3, ["view"] * 3, values)])
+
+    assert session_changes(session(1.0, None, 5.0), session(1.0, 5.0, None)).count() == 1
+    assert session_changes(session(1.0, None, 5.0), session(1.0, None, 5.0)).count() == 0
+    features = F.array(F.array(F.lit(1.0), F.lit(None)), F.array(F.lit(None), F.lit(2.0)))
+    others = F.array(F.array(F.lit(1.0), F.lit(2.0)), F.array(F.lit(None), F.lit(None)).cast("array<double>"))
+    before, after = (session(1.0).withColumn("event_features", column) for column in (features, others))
+    assert session_changes(before, after).count() == 1
+
+
 def test_what_was_kept_is_of_use_where_all_that_changed_comes_after_all_that_stays(spark: SparkSession) -> None:
     window = {user: [(f"{user}1", user, 5, "ab"), (f"{user}2", user, 9, "abc")] for user in "abcdefgh"}
     kept = states(spark, *((user, "p@2", window[user], user == "h") for user in window), ("i", None, [], False))
