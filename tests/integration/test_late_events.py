@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -14,75 +13,28 @@ from delta.tables import DeltaTable
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from llm_spark.config import Config, SessionizeConfig
 from llm_spark.errors import UsageError
 from llm_spark.pipelines.account import Account
-from llm_spark.pipelines.sessionize import sessionize
+from llm_spark.pipelines.maintain import maintain
 from llm_spark.schemas import EVENTS, SESSIONS
 from llm_spark.tables.maintenance import remove_old_files
 from llm_spark.tables.warehouse import Warehouse
-from tests.integration.session_logs import LoggedEvent, arrive, found_sessions, random_log, reference_sessions
+from tests.integration.session_logs import (
+    LoggedEvent,
+    arrive,
+    found_sessions,
+    reference_sessions,
+    sessionized,
+    settings,
+    was_rebuilt_wholly,
+)
 
-GAP = 30
 START = datetime(2025, 3, 31, 23, 50)
 
 
 @pytest.fixture
 def warehouse(spark: SparkSession, tmp_path: Path) -> Warehouse:
     return Warehouse(spark, str(tmp_path / "warehouse"))
-
-
-def settings(by_key: bool = False, **changes: object) -> Config:
-    config = Config(sessionize=replace(SessionizeConfig(gap_seconds=GAP, num_buckets=2), **changes))  # type: ignore[arg-type]
-    columns = replace(config.ingest.columns, session="key" if by_key else None)
-    return replace(config, ingest=replace(config.ingest, columns=columns))
-
-
-def sessionized(warehouse: Warehouse, config: Config) -> Account:
-    """Run the stage, but for the record of the run."""
-    account = Account("sessionize")
-    sessionize(warehouse, config, account)
-    return account
-
-
-def was_rebuilt_wholly(account: Account) -> bool:
-    return "new_events" not in account.rows_in
-
-
-def check_nights(warehouse: Warehouse, events: list[LoggedEvent], config: Config, offset_minutes: int) -> None:
-    by_key = config.ingest.columns.session is not None
-    arrived: list[LoggedEvent] = []
-    for night in range(1 + max(event.night for event in events)):
-        tonight = [event for event in events if event.night == night]
-        arrived += tonight
-        arrive(warehouse, tonight)
-        account = sessionized(warehouse, config)
-        assert was_rebuilt_wholly(account) == (night == 0), account.remarks
-        expected = reference_sessions(arrived, config.sessionize, by_key, offset_minutes)
-        assert found_sessions(warehouse.read(SESSIONS)) == expected
-
-
-@pytest.mark.parametrize(
-    ("by_key", "day_cut", "offset_minutes", "num_nights"),
-    [(False, "+05:30", 330, 2), (True, None, 0, 1)],
-    ids=["by gap and day", "by key"],
-)
-def test_events_late_by_any_time_and_order_give_the_sessions_that_duckdb_makes_of_all_events(
-    warehouse: Warehouse, by_key: bool, day_cut: str | None, offset_minutes: int, num_nights: int
-) -> None:
-    config = settings(by_key, max_length_seconds=150, max_events=4, day_cut=day_cut)
-    check_nights(warehouse, random_log(seed=7, num_users=200, num_nights=num_nights), config, offset_minutes)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8))
-def test_many_nights_of_late_events_give_the_sessions_that_duckdb_makes_of_all_events(
-    warehouse: Warehouse, seed: int
-) -> None:
-    by_key, day_cut = seed % 3 == 2, [None, "-07:00"][seed % 2]
-    limits = {"max_length_seconds": [60, 150, 10**6][seed % 3], "max_events": [2, 4, 1000][seed % 3]}
-    config = settings(by_key, day_cut=day_cut, **limits)
-    check_nights(warehouse, random_log(seed, num_users=400, num_nights=5, late_share=0.3), config, -420)
 
 
 def event(user: str, seconds: int, name: str, key: str | None = None) -> LoggedEvent:
@@ -92,6 +44,12 @@ def event(user: str, seconds: int, name: str, key: str | None = None) -> LoggedE
 def many_users(num: int = 40) -> list[LoggedEvent]:
     """Two sessions a user: one in March, one in April."""
     return [event(f"v{user}", at, f"v{user}-{at}") for user in range(num) for at in (0, 10, 1_000, 1_010)]
+
+
+def months_of(user: str, events: list[LoggedEvent]) -> list[tuple[int, int]]:
+    """In which a session of the user should begin and end."""
+    rows = reference_sessions(events, settings())
+    return [(began_at.month, ended_at.month) for _, of, _, began_at, ended_at, *_ in rows if of == user]
 
 
 def rows_by_file(warehouse: Warehouse) -> dict[str, bytes]:
@@ -105,7 +63,10 @@ def rows_by_file(warehouse: Warehouse) -> dict[str, bytes]:
 def prepared(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[LoggedEvent]]:
     folder = tmp_path_factory.mktemp("evening") / "warehouse"
     warehouse = Warehouse(spark, str(folder))
-    events = [*many_users(), event("u", 0, "a"), event("u", 10, "b"), event("u", 60, "d"), event("u", 70, "e")]
+    twice = [event("u", seconds, name) for seconds, name in ((0, "a"), (10, "b"), (60, "d"), (70, "e"))]
+    over_midnight = [event("t", seconds, f"t{seconds}") for seconds in (590, 605)]
+    after_midnight = [event("m", seconds, f"m{seconds}") for seconds in (605, 615)]
+    events = [*many_users(), *twice, *over_midnight, *after_midnight]
     arrive(warehouse, events)
     sessionized(warehouse, settings())
     return folder, events
@@ -115,7 +76,8 @@ def prepared(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> t
 def evening(
     prepared: tuple[Path, list[LoggedEvent]], spark: SparkSession, tmp_path: Path
 ) -> tuple[Warehouse, list[LoggedEvent]]:
-    """Sessions of many users and of one `u`, who came twice within what may become one session; to change at will."""
+    """Sessions of many users, of one `u`, who came twice within what may become one session, of `t` from the last seconds of March to the first
+    of April, and of `m` in these alone; to change at will."""
     folder, events = prepared
     shutil.copytree(folder, tmp_path / "evening")
     return Warehouse(spark, str(tmp_path / "evening")), events
@@ -140,8 +102,7 @@ def test_a_late_event_that_joins_two_sessions_leaves_all_others_and_their_files_
     elsewhere = {name for name in files if f"{part[0]}/user_bucket={part[1]}" not in name}
     assert len(elsewhere) == len(files) - 1 == 3
     assert all(now[name] == files[name] for name in elsewhere)
-    config = settings().sessionize
-    assert found_sessions(warehouse.read(SESSIONS)) == reference_sessions([*events, late], config, False)
+    assert found_sessions(warehouse.read(SESSIONS)) == reference_sessions([*events, late], settings())
 
 
 def test_a_session_that_ends_at_the_instant_at_which_a_touched_one_begins_is_made_again_with_it(
@@ -153,12 +114,68 @@ def test_a_session_that_ends_at_the_instant_at_which_a_touched_one_begins_is_mad
     arrive(warehouse, [*events, *others])
     sessionized(warehouse, config)
     # Within a gap of the second session alone; which of the two has b and which c is told by their ids.
-    late = event("u", 20 + GAP, "e")
+    late = event("u", 20 + config.sessionize.gap_seconds, "e")
     arrive(warehouse, [late])
     account = sessionized(warehouse, config)
     assert not was_rebuilt_wholly(account), account.remarks
-    expected = reference_sessions([*events, *others, late], config.sessionize, False)
+    expected = reference_sessions([*events, *others, late], config)
     assert found_sessions(warehouse.read(SESSIONS)) == expected
+
+
+def test_a_late_event_joins_a_session_that_began_in_the_month_before(
+    evening: tuple[Warehouse, list[LoggedEvent]],
+) -> None:
+    warehouse, events = evening
+    late = event("t", 630, "t630")
+    assert (months_of("t", events), late.at.month) == ([(3, 4)], 4)
+    arrive(warehouse, [late])
+    account = sessionized(warehouse, settings())
+    assert (account.rows_in, account.rows_out) == ({"new_events": 1}, {"sessions rebuilt": 1})
+    assert found_sessions(warehouse.read(SESSIONS)) == reference_sessions([*events, late], settings())
+
+
+def test_a_late_event_moves_a_session_to_the_month_before(evening: tuple[Warehouse, list[LoggedEvent]]) -> None:
+    warehouse, events = evening
+    late = event("m", 590, "m590")
+    assert (months_of("m", events), months_of("m", [*events, late])) == ([(4, 4)], [(3, 4)])
+    arrive(warehouse, [late])
+    account = sessionized(warehouse, settings())
+    assert (account.rows_in, account.rows_out) == ({"new_events": 1}, {"sessions rebuilt": 1})
+    assert account.remarks[0].startswith("2 parts of the table rewritten")
+    assert found_sessions(warehouse.read(SESSIONS)) == reference_sessions([*events, late], settings())
+
+
+def test_no_session_is_read_of_a_month_that_no_new_event_can_reach(
+    evening: tuple[Warehouse, list[LoggedEvent]],
+) -> None:
+    warehouse, events = evening
+    shutil.rmtree(Path(warehouse.path(SESSIONS)) / "started_month=2025-03-01")
+    days_later = event("u", 3 * 86_400, "f")
+    arrive(warehouse, [days_later])
+    account = sessionized(warehouse, settings())
+    assert not was_rebuilt_wholly(account), account.remarks
+    of_april = {row for row in reference_sessions([*events, days_later], settings()) if row[3].month == 4}
+    assert found_sessions(warehouse.read(SESSIONS).where("started_month = '2025-04-01'")) == of_april
+
+
+def test_joining_files_of_events_before_or_after_a_run_makes_none_of_them_new(
+    evening: tuple[Warehouse, list[LoggedEvent]],
+) -> None:
+    warehouse, events = evening
+    late = [event("u", 35, "c"), event("u", 40, "cc"), event("v1", 20, "w"), event("w", 0, "new")]
+    for one in late[:3]:
+        arrive(warehouse, [one])
+    maintained = Account("maintain")
+    maintain(warehouse, settings(), maintained)
+    assert any(remark.startswith("events: ") and "files joined" in remark for remark in maintained.remarks)
+    arrive(warehouse, late[3:])
+    account = sessionized(warehouse, settings())
+    assert account.rows_in == {"new_events": 4}, account.remarks
+    (remark,) = account.remarks
+    assert "parts of the table rewritten" in remark
+    assert found_sessions(warehouse.read(SESSIONS)) == reference_sessions([*events, *late], settings())
+    DeltaTable.forPath(warehouse.spark, warehouse.path(EVENTS)).optimize().executeCompaction()
+    assert "already" in sessionized(warehouse, settings()).nothing_to_do
 
 
 def test_a_second_run_after_late_events_has_nothing_to_do(evening: tuple[Warehouse, list[LoggedEvent]]) -> None:
@@ -187,7 +204,7 @@ def test_an_update_that_dies_before_its_commit_leaves_the_old_sessions_and_is_ma
             sessionized(warehouse, settings())
     assert found_sessions(warehouse.read(SESSIONS)) == before
     assert not was_rebuilt_wholly(sessionized(warehouse, settings()))
-    expected = reference_sessions([*events, late], settings().sessionize, False)
+    expected = reference_sessions([*events, late], settings())
     assert found_sessions(warehouse.read(SESSIONS)) == expected
 
 
@@ -224,15 +241,7 @@ def test_where_the_added_events_cannot_be_told_all_sessions_are_rebuilt(
     assert was_rebuilt_wholly(account)
     assert any(told in remark for remark in account.remarks)
     kept = [e for e in [*events, *late] if trouble is not remove_user or e.user_id != "v0"]
-    assert found_sessions(warehouse.read(SESSIONS)) == reference_sessions(kept, settings().sessionize, False)
-
-
-def test_compacting_the_events_leaves_nothing_to_do(evening: tuple[Warehouse, list[LoggedEvent]]) -> None:
-    warehouse, _ = evening
-    arrive(warehouse, [event("u", 35, "c")])
-    sessionized(warehouse, settings())
-    DeltaTable.forPath(warehouse.spark, warehouse.path(EVENTS)).optimize().executeCompaction()
-    assert "already" in sessionized(warehouse, settings()).nothing_to_do
+    assert found_sessions(warehouse.read(SESSIONS)) == reference_sessions(kept, settings())
 
 
 def test_events_made_anew_are_seen_though_there_are_as_many(evening: tuple[Warehouse, list[LoggedEvent]]) -> None:
@@ -242,7 +251,7 @@ def test_events_made_anew_are_seen_though_there_are_as_many(evening: tuple[Wareh
     arrive(warehouse, others)
     account = sessionized(warehouse, settings())
     assert was_rebuilt_wholly(account)
-    assert found_sessions(warehouse.read(SESSIONS)) == reference_sessions(others, settings().sessionize, False)
+    assert found_sessions(warehouse.read(SESSIONS)) == reference_sessions(others, settings())
 
 
 def test_other_settings_rebuild_all_sessions(evening: tuple[Warehouse, list[LoggedEvent]]) -> None:
@@ -263,7 +272,7 @@ def test_a_table_of_an_earlier_layout_is_rebuilt_in_todays_with_its_comments(
     )
     sessionized(warehouse, settings())
     now = warehouse.read(SESSIONS)
-    assert found_sessions(now) == reference_sessions(events, settings().sessionize, False)
+    assert found_sessions(now) == reference_sessions(events, settings())
     comments = {field.name: field.metadata.get("comment") for field in now.schema.fields}
     assert comments == {field.name: field.metadata["comment"] for field in SESSIONS.schema.fields}
 

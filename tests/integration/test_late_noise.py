@@ -11,6 +11,7 @@ from pyspark.sql import SparkSession
 
 from llm_spark import config as settings
 from llm_spark.config import Config
+from llm_spark.errors import DataError
 from llm_spark.pipelines.account import Account
 from llm_spark.pipelines.stages import run_stage
 from llm_spark.schemas import EVENTS, SESSIONS, SESSIONS_SET_ASIDE, Table
@@ -24,6 +25,7 @@ RULES = [
     "sessionize.num_buckets=2",
     "sessionize.collapse_repeats=true",
     "sessionize.bots.max_events=3",
+    "sessionize.bots.max_events_per_minute=1.5",
 ]
 Night = list[tuple[str, int, str]]  # user, minute, item
 
@@ -31,13 +33,15 @@ FIRST_NIGHT: Night = [
     *[("bot", minute, f"i{minute}") for minute in range(4)],
     *[("grows", minute, "a") for minute in range(3)],
     *[("joins", minute, "a") for minute in (0, 40)],
-    *[("quiet", minute, "a") for minute in range(2)],
+    *[("quiet", minute, "a") for minute in (0, 2)],
+    *[("hasty", minute, f"h{minute}") for minute in range(2)],
     *[("other", minute, f"o{minute}") for minute in range(20)],
 ]
 LATE: Night = [
     ("bot", 5, "late"),  # falls into a session that is set aside
     ("grows", 3, "a"),  # a fourth event makes a session a bot's
     ("joins", 20, "a"),  # two sessions become one, of three repeats
+    ("hasty", -8, "late"),  # a longer session, begun in the year before, has fewer events a minute
     ("new", 0, "b"),
 ]
 
@@ -67,17 +71,18 @@ def at_once(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Ca
     return lambda table: contents(warehouse, table)
 
 
-def test_late_events_move_sessions_aside_and_the_tables_equal_those_of_one_run(
+def test_late_events_move_sessions_aside_and_back_and_the_tables_equal_those_of_one_run(
     spark: SparkSession, tmp_path: Path, at_once: Callable[[Table], list[tuple]]
 ) -> None:
-    warehouse, (_, second) = run(spark, tmp_path, [FIRST_NIGHT, LATE])
-    assert second.rows_in == {"new_events": 4}, "all sessions were rebuilt"
+    warehouse, (first, second) = run(spark, tmp_path, [FIRST_NIGHT, LATE])
+    assert "set aside, too fast: 1 sessions of 1 users with 2 events" in first.remarks
+    assert second.rows_in == {"new_events": 5}, "all sessions were rebuilt"
     assert contents(warehouse, SESSIONS) == at_once(SESSIONS)
     assert contents(warehouse, SESSIONS_SET_ASIDE) == at_once(SESSIONS_SET_ASIDE)
     aside = {row["user_id"]: row["num_events"] for row in warehouse.read(SESSIONS_SET_ASIDE).collect()}
     assert aside == {"bot": 5, "grows": 4, "other": 20}
     kept = {row["user_id"]: (row["num_events"], row["num_collapsed"]) for row in warehouse.read(SESSIONS).collect()}
-    assert kept == {"joins": (1, 2), "quiet": (1, 1), "new": (1, 0)}
+    assert kept == {"joins": (1, 2), "quiet": (1, 1), "hasty": (3, 0), "new": (1, 0)}
 
 
 @pytest.mark.slow
@@ -89,6 +94,20 @@ def test_nights_in_which_nobody_is_a_bot_are_incremental_and_can_be_repeated(
     assert second.nothing_to_do
     assert third.rows_in == {"new_events": 1}
     assert warehouse.read(SESSIONS_SET_ASIDE).count() == 0
+
+
+def test_a_late_event_that_leaves_nobody_is_refused_as_it_is_where_all_events_are_there_at_once(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    rules = ["sessionize.bots.max_events_per_minute=0", "sessionize.bots.max_events=9"]
+    alone: Night = [("grows", minute, f"i{minute}") for minute in range(9)]
+    late: Night = [("grows", 9, "i9")]
+    warehouse, _ = run(spark, tmp_path / "late", [alone], *rules)
+    before = [contents(warehouse, table) for table in (SESSIONS, SESSIONS_SET_ASIDE)]
+    for folder, nights in (("late", [[], late]), ("at once", [alone + late])):
+        with pytest.raises(DataError, match="all 10 events are in sessions of bots"):
+            run(spark, tmp_path / folder, nights, *rules)
+    assert [contents(warehouse, table) for table in (SESSIONS, SESSIONS_SET_ASIDE)] == before
 
 
 def test_a_run_killed_between_the_two_tables_is_mended_by_the_next(
