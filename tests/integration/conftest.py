@@ -64,6 +64,7 @@ LONGEST_FILES = (
     "test_real_data",
     "test_ingest_exactly_once",
     "test_late_events",
+    "test_late_nights",
     "test_chain",
     "test_domains",
     "test_certified_evaluation",
