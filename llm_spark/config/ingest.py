@@ -55,7 +55,8 @@ class MissingConfig:
     """keep, reject, drop, a constant number, forward or interpolate. The last three leave `events` and `sessions` as logged and fill in
     `sequences.values` and what is scored. forward: the user's last known value in the order of the history. interpolate: within one session the
     line in time between two known values, where no position to predict in validation or test stands between; elsewhere as forward. Nothing is
-    ever filled backwards: before a user's first known value it stays missing."""
+    ever filled backwards: before a user's first known value it stays missing. Not interpolate with model.outcomes, whose answers it would tell
+    in training."""
     attributes: dict[str, str] = field(default_factory=dict)
     """Attribute: keep (as where not named), reject, drop, or a constant."""
 

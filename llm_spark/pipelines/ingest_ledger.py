@@ -84,8 +84,8 @@ def _require_mapping(earlier: Iterable[Row], now: str) -> None:
         more = f" (and {len(others) - 1:,} files more)" if len(others) > 1 else ""
         raise UsageError(
             f"'{others[0]['source_file']}'{more} was read under other settings of ingest (columns, time, item ids or constants for what is "
-            "missing) and has changed since: read anew, its events would count twice. Give those settings until such files are complete, or "
-            "begin a new warehouse"
+            "missing) and is to be read anew, for it or one that shares records with it has changed: its events would count twice. Give "
+            "those settings until such files are complete, or begin a new warehouse"
         )
 
 
@@ -111,6 +111,7 @@ def with_torn_records(
         return row["num_duplicates"] > 0 and row["ingested_at"] >= since
 
     others = [file for file in offered.unchanged if may_hold_it(offered.before[file.uri])]
+    _require_mapping([offered.before[file.uri] for file in others], identity_settings(config))
     return sorted([*offered.files, *others], key=lambda file: file.uri), torn
 
 
@@ -142,7 +143,7 @@ def write_ledger(warehouse: Warehouse, batch: Batch, config: IngestConfig, accou
     gone = [row["source_file"] for row in renamed.values() if row["source_file"] not in batch.counts]
     if gone:
         warehouse.delete(EVENTS_REJECTED, F.col("source_file").isin(gone))
-    rows = []
+    rows, settings = [], identity_settings(config)
     for file in batch.files:
         counts, before = batch.counts[file.uri], renamed.get(file.uri)
         accepted, duplicates = counts.num_accepted, counts.num_duplicates
@@ -152,8 +153,9 @@ def write_ledger(warehouse: Warehouse, batch: Batch, config: IngestConfig, accou
                 f"'{file.uri}' is '{before['source_file']}' under a new name, with its events as they were"
             )
         numbers = (counts.num_records, accepted, counts.num_rejected, duplicates)
-        read = (account.started_at, account.run_id, identity_settings(config))
-        rows.append((file.uri, file.num_bytes, file.modified_at, *numbers, *read))
+        rows.append(
+            (file.uri, file.num_bytes, file.modified_at, *numbers, account.started_at, account.run_id, settings)
+        )
     entries = warehouse.spark.createDataFrame(rows, INGESTED_FILES.schema)
     warehouse.upsert(INGESTED_FILES, entries, "source_file", leaving=gone)
 

@@ -175,14 +175,14 @@ def _rebuild(work: _Work) -> None:
     sessions.unpersist()
     found = _Sums.of(work.stored())
     _check_events(work, work.num_events, found.num_events)
-    _require_people(work)
+    _require_people(work, found.num_kept)
     work.account.rows_in = {"events": work.num_events}
     work.account.rows_out = {"sessions": found.num_kept}
     _tell_collapsed(work, found)
 
 
-def _require_people(work: _Work) -> None:
-    if work.warehouse.num_rows(SESSIONS) == 0:
+def _require_people(work: _Work, num_kept: int) -> None:
+    if num_kept == 0:
         work.undo()
         raise DataError(f"all {work.num_events:,} events are in sessions of bots: raise the limits of sessionize.bots")
 
@@ -233,7 +233,7 @@ def _update(work: _Work, made: dict[str, Any]) -> str | None:
         work.write(kept.unionByName(plan.sessions), plan.parts)
     after = _Sums.of(work.stored().where(plan.parts))
     _check_events(work, before.num_events + added.num_rows, after.num_events)
-    _require_people(work)
+    _require_people(work, work.warehouse.num_rows(SESSIONS))
     account.rows_in = {"new_events": added.num_rows}
     account.rows_out = {"sessions rebuilt": plan.num_sessions}
     account.remarks.append(f"{plan.num_parts} parts of the table rewritten, {after.num_sessions:,} sessions in them")

@@ -11,14 +11,12 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as t
 
 from llm_spark.schemas import Table
+from llm_spark.tables.globs import literal
 from llm_spark.tables.maintenance import data_files
-from llm_spark.tables.raw import literal
 from llm_spark.tables.warehouse import Warehouse
 
-_COMMIT = (
-    "add struct<path: string, dataChange: boolean, stats: string>, remove struct<path: string, dataChange: boolean>, "
-    "metaData struct<id: string>"
-)
+_COMMIT = """add struct<path: string, dataChange: boolean, stats: string>, remove struct<path: string, dataChange: boolean>,
+metaData struct<id: string>"""
 _NUM_RECORDS = "get_json_object(add.stats, '$.numRecords')"
 
 

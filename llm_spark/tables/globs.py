@@ -1,4 +1,4 @@
-"""Hadoop's globs, told of names in text: where its own matching of files cannot be asked, or cannot do it."""
+"""Hadoop's globs as text: which names they stand for where files cannot be asked, and paths that are none."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ _WILD = re.compile(r"[*?\[{\\]")
 def fixed_part(pattern: str) -> str:
     """The pattern up to its first character that stands for others."""
     return _WILD.split(pattern)[0]
+
+
+def literal(path: str) -> str:
+    """A path that Spark shall not take for a glob."""
+    return re.sub(r"([\[\]{}*?\\])", r"\\\1", path)
 
 
 def glob_regex(pattern: str) -> re.Pattern[str]:

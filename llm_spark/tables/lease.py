@@ -76,7 +76,7 @@ def held_by_nobody(warehouse: Warehouse, name: str, what: str) -> Iterator[None]
 def held_alone(warehouse: Warehouse, name: str, what: str) -> Iterator[None]:
     """Run the block beside none of the same name. UserError naming the holder where there is one.
 
-    In a local or shared folder; elsewhere what two of them write is told apart by Delta's commits in turn.
+    In a local or shared folder that is there; elsewhere what two of them write is told apart by Delta's commits in turn.
     """
     if not warehouse.is_local or not Path(warehouse.root).exists():
         yield

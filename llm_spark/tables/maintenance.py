@@ -15,8 +15,8 @@ from delta.tables import DeltaTable
 from pyspark.sql import SparkSession
 
 from llm_spark.schemas import Table
+from llm_spark.tables.globs import literal
 from llm_spark.tables.log import TableLog, file_name
-from llm_spark.tables.raw import literal
 from llm_spark.tables.spark_settings import settings
 
 MIN_FILES_TO_JOIN = 4

@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from llm_spark.errors import UserError
 from llm_spark.logs import log
 from llm_spark.schemas.records import RAW, SOURCE_FILE
-from llm_spark.tables.globs import fixed_part, glob_regex, hidden_by_wildcard
+from llm_spark.tables.globs import fixed_part, glob_regex, hidden_by_wildcard, literal
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,6 @@ def list_files(spark: SparkSession, patterns: Sequence[str]) -> Listing:
         try:
             system = path.getFileSystem(hadoop)
             whole = _decoded(system.makeQualified(path))
-            fixed = jvm.org.apache.hadoop.fs.Path(fixed_part(pattern) or ".")
             statuses = [
                 status
                 for match in system.globStatus(path) or []
@@ -62,11 +61,11 @@ def list_files(spark: SparkSession, patterns: Sequence[str]) -> Listing:
                 for status in _files_of(system, match)
             ]
             if not statuses:
-                _require_listable(system, fixed)
+                _require_listable(system, jvm.org.apache.hadoop.fs.Path(fixed_part(pattern) or "."))
                 unmatched[pattern] = glob_regex(whole)
         except Exception as error:
-            remedy = ": let this account read it" if "Permission denied" in str(error) else ""
-            remedy = f": {_COLON}" if _HAS_COLON in str(error) else remedy
+            remedies = {"Permission denied": ": let this account read it", _HAS_COLON: f": {_COLON}"}
+            remedy = next((told for mark, told in remedies.items() if mark in str(error)), "")
             raise UserError(f"ingest.paths: '{pattern}' cannot be listed: {java_message(error)}{remedy}") from error
         for file in map(_raw_file, statuses):
             found[file.uri] = file
@@ -161,11 +160,6 @@ def java_message(error: Exception) -> str:
     java = getattr(error, "java_exception", None)
     text = java.getMessage() if java is not None else str(error)
     return " ".join(str(text).split())[:200]
-
-
-def literal(path: str) -> str:
-    """A path that Spark shall not take for a glob."""
-    return re.sub(r"([\[\]{}*?\\])", r"\\\1", path)
 
 
 def read_text(spark: SparkSession, files: Sequence[RawFile]) -> DataFrame:

@@ -14,7 +14,8 @@ from pyspark.sql import types as t
 
 from llm_spark.errors import UserError
 from llm_spark.schemas.records import INTERNAL, IS_HEADER, RAW, SOURCE_FILE, UNPARSABLE, quoted
-from llm_spark.tables.raw import RawFile, Unreadable, UnreadableFilesError, literal, unreadable
+from llm_spark.tables.globs import literal
+from llm_spark.tables.raw import RawFile, Unreadable, UnreadableFilesError, unreadable
 
 _HEADER_BYTES = 1 << 16
 """Read at first; twice as many each time that the header does not end in them, up to a limit."""

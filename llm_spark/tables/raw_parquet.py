@@ -12,7 +12,8 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as t
 
 from llm_spark.schemas.records import RAW, SOURCE_FILE, UNPARSABLE, quoted
-from llm_spark.tables.raw import RawFile, Unreadable, UnreadableFilesError, java_message, literal, unreadable
+from llm_spark.tables.globs import literal
+from llm_spark.tables.raw import RawFile, Unreadable, UnreadableFilesError, java_message, unreadable
 from llm_spark.tables.spark_settings import settings
 
 _READ_FILE_BY_FILE = ("CANNOT_MERGE", "PARQUET_TYPE", "CANNOT_READ_FILE_FOOTER")

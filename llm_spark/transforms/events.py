@@ -104,10 +104,9 @@ def judge(records: DataFrame, config: IngestConfig, now: datetime, hidden: Hidde
         safe = shown if hidden is None or name not in _SHOWS_A_VALUE else shape(shown)
         detail = F.when(holds, safe).otherwise(detail)
     is_long = F.col("_num_chars") > config.max_record_chars
-    text = F.coalesce(F.col("_line"), F.to_json("_fields"))
     # Cut before it is made into text, which would hold a record of 100 MB several times.
-    short = F.coalesce(F.substring("_line", 1, NUM_CHARS_KEPT), F.substring(_shortened(mapped), 1, NUM_CHARS_KEPT))
-    raw = F.when(is_long, short).otherwise(text)
+    text = F.coalesce(F.col("_line"), F.when(is_long, _shortened(mapped)).otherwise(F.to_json("_fields")))
+    raw = F.when(is_long, F.substring(text, 1, NUM_CHARS_KEPT)).otherwise(text)
     named = mapped.withColumns({"reason": reason, "detail": detail})
     judged = named.select(
         F.col("_source_file").alias("source_file"),

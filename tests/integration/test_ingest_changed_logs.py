@@ -303,6 +303,21 @@ def test_a_file_that_changed_is_not_read_under_settings_that_make_other_events_o
     assert settings["1.csv"] == settings["3.csv"] is not None
 
 
+def test_nor_is_one_that_would_be_read_again_for_another_that_was_not_whole(
+    spark: SparkSession, load: Loaded, logs: Path
+) -> None:
+    by_kind, header = "ingest.columns.type=kind", "user,item,time,kind"
+    (logs / "torn.csv").write_text(f"{header}\nu,a,{DAY},view")
+    warehouse, _ = ingest(spark, load("csv", by_kind))
+    (logs / "whole.csv").write_text(f"{header}\n" + f"u,b,{DAY},view\n" * 2)
+    ingest(spark, load("csv"))
+    with (logs / "torn.csv").open("a") as file:
+        file.write("ed\n")
+    with pytest.raises(UsageError, match=r"whole\.csv' was read under other settings of ingest"):
+        ingest(spark, load("csv", by_kind))
+    assert items(warehouse) == ["a", "b"]
+
+
 def test_a_log_that_was_rotated_and_compressed_is_its_old_self(spark: SparkSession, load: Loaded, logs: Path) -> None:
     text = f'{{"user": "u", "item": "a", "time": "{DAY}"}}\n{{"user": \n'
     (logs / "app.jsonl").write_text(text)
