@@ -44,6 +44,7 @@ EVENTS = Table(
         RUN_ID,
     ),
     ("event_date",),
+    seldom_repeated=("event_id",),
 )
 
 EVENTS_REJECTED = Table(
@@ -115,6 +116,7 @@ SESSIONS = Table(
     ),
     # A night touches the newest month alone, and late events of few users few buckets.
     ("started_month", "user_bucket"),
+    seldom_repeated=("session_id", "started_at", "ended_at", "event_times"),
     is_derived=True,
 )
 
@@ -130,5 +132,6 @@ SESSIONS_SET_ASIDE = Table(
         ).fields
     ),
     SESSIONS.partition_by,
+    seldom_repeated=SESSIONS.seldom_repeated,
     is_derived=True,
 )

@@ -24,12 +24,22 @@ class Table:
     partition_by: tuple[str, ...] = ()
     rows_per_group: int = 0
     """Rows of a Parquet row group, 0 for what fits into 128 MiB."""
+    seldom_repeated: tuple[str, ...] = ()
+    """Columns of which hardly a value occurs twice in a file: Parquet would make a dictionary of them, find it useless and begin anew."""
     is_pinned: bool = False
     """Whether models pin versions of it, which then have to stay readable."""
     added_later: tuple[str, ...] = ()
     """Columns that tables of earlier versions of this program lack: null in their rows. A table that lacks any other is not read."""
     is_derived: bool = False
     """Whether its stage can write all of it anew from other tables."""
+
+    @property
+    def seldom_repeated_leaves(self) -> list[str]:
+        """`seldom_repeated` by the names that Parquet has for where the values lie."""
+        return [
+            f"{name}.list.element" if isinstance(self.schema[name].dataType, t.ArrayType) else name
+            for name in self.seldom_repeated
+        ]
 
     @property
     def remedy(self) -> str:

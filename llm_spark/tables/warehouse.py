@@ -35,7 +35,7 @@ from llm_spark.tables.current import PREDICTIONS_CURRENT, current_predictions
 from llm_spark.tables.failures import storage_failure
 from llm_spark.tables.lock import locked
 from llm_spark.tables.log import TableLog
-from llm_spark.tables.maintenance import KEEP_LOG, data_files, files_of_version, readable_versions, row_groups
+from llm_spark.tables.maintenance import KEEP_LOG, data_files, file_layout, files_of_version, readable_versions
 
 _MAX_PARTITIONS_NAMED = 400
 # A session set to dynamic overwriting would leave the partitions that the new rows do not touch.
@@ -129,7 +129,7 @@ class Warehouse:
         writer = conformed(rows, table).write.format("delta").mode("overwrite").option(*_WHOLE)
         if not is_new and self.is_laid_out_otherwise(table):
             writer = writer.option("overwriteSchema", "true").partitionBy(*table.partition_by)
-        with row_groups(self.spark, table):
+        with file_layout(self.spark, table):
             writer.option("userMetadata", json.dumps(origin, sort_keys=True)).save(self.path(table))
 
     def replace_where(self, table: Table, rows: DataFrame, predicate: str, origin: Mapping[str, Any]) -> None:
@@ -143,7 +143,8 @@ class Warehouse:
             .option("replaceWhere", predicate)
             .option("mergeSchema", "true")  # a table that an earlier version made gets the columns that it lacks
         )
-        writer.option("userMetadata", json.dumps(origin, sort_keys=True)).save(self.path(table))
+        with file_layout(self.spark, table):
+            writer.option("userMetadata", json.dumps(origin, sort_keys=True)).save(self.path(table))
 
     def insert_new(self, table: Table, rows: DataFrame, key: str) -> None:
         """Insert the rows whose `key` is not in the table; the keys of `rows` must be distinct."""
@@ -188,7 +189,8 @@ class Warehouse:
         """Append; a repetition under the same `write_id` is ignored."""
         self._create(table)
         writer = conformed(rows, table).write.format("delta").mode("append").option("mergeSchema", "true")
-        writer.option("txnAppId", write_id).option("txnVersion", 1).save(self.path(table))
+        with file_layout(self.spark, table):
+            writer.option("txnAppId", write_id).option("txnVersion", 1).save(self.path(table))
 
     def create(self, table: Table, properties: Mapping[str, str] | None = None) -> bool:
         """Create the table, empty and with these properties, unless it is there; True if it was created."""
@@ -214,7 +216,8 @@ class Warehouse:
         self._create(table)
         appender = conformed(rows, table).write.format("delta").mode("append")
         try:
-            appender.option("txnAppId", writer).option("txnVersion", turn).save(self.path(table))
+            with file_layout(self.spark, table):
+                appender.option("txnAppId", writer).option("txnVersion", turn).save(self.path(table))
         except Exception as error:
             if "ConcurrentTransaction" not in str(error):
                 raise

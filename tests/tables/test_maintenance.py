@@ -10,7 +10,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from llm_spark.schemas import SEQUENCES, VOCABULARY
+from llm_spark.schemas import SEQUENCES, SESSIONS, VOCABULARY
 from llm_spark.tables.maintenance import (
     data_files,
     files_of_version,
@@ -119,6 +119,33 @@ def test_sequences_are_written_and_joined_in_row_groups_that_the_reader_likes(
     assert join_small_files(spark, path, SEQUENCES, 128 * MIB) == (4, 1)
     assert groups() == [[16_384, 16_384, 7_232]]
     assert spark.conf.get("parquet.block.row.count.limit", None) is None
+
+
+def test_no_dictionary_is_made_of_what_seldom_repeats(warehouse: Warehouse, spark: SparkSession) -> None:
+    values = {
+        "session_id": "concat('s', id)",
+        "started_month": "DATE'2025-01-01'",
+        "user_bucket": "0",
+        "event_times": "array(timestamp_micros(id), timestamp_micros(id + 1))",
+        "item_ids": "array('a', 'b')",
+    }
+    columns = [F.expr(values.get(name, "NULL")).alias(name) for name in SESSIONS.schema.names]
+    rows = spark.range(100).select(columns).coalesce(1)
+
+    def have_dictionaries() -> dict[str, bool]:
+        current = files_of_version(spark, warehouse.path(SESSIONS))
+        (file,) = [file for file in Path(warehouse.path(SESSIONS)).rglob("*.parquet") if file.name in current]
+        group = pq.ParquetFile(file).metadata.row_group(0)
+        leaves = {group.column(place).path_in_schema: group.column(place) for place in range(group.num_columns)}
+        names = ("session_id", "event_times.list.element", "item_ids.list.element")
+        return {name: leaves[name].has_dictionary_page for name in names}
+
+    sought = {"session_id": False, "event_times.list.element": False, "item_ids.list.element": True}
+    warehouse.replace(SESSIONS, rows, {})
+    assert have_dictionaries() == sought
+    warehouse.replace_where(SESSIONS, rows, "user_bucket = 0", {})
+    assert have_dictionaries() == sought
+    assert {name for name in spark.conf.getAll if "dictionary" in name} == set()
 
 
 def test_a_table_of_which_models_pin_versions_never_forgets_one_by_itself(
