@@ -1,4 +1,4 @@
-"""Events into sessions: one shuffle by user, one sort, one pass of the kernel."""
+"""Events into sessions: one shuffle by user, one sort by a number, one pass of the kernel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 
 from llm_spark.config import SessionizeConfig
 from llm_spark.transforms.identity import stable_id
-from llm_spark.transforms.session_kernel import SessionRules, sessionize_batches
+from llm_spark.transforms.session_kernel import SECOND_BITS, SessionRules, sessionize_batches
 
 RULES_VERSION = 2
 """Rises when the same events and settings give other sessions than before: tables made under another one are rebuilt."""
@@ -21,7 +21,7 @@ event_features array<array<double>>"""
 
 
 def user_bucket(num_buckets: int) -> Column:
-    return _bucket(F.xxhash64("user_id"), num_buckets)
+    return F.pmod(F.xxhash64("user_id"), F.lit(num_buckets)).cast("int")
 
 
 def sessionize(
@@ -40,7 +40,7 @@ def sessionize(
 
     local_day = F.unix_date(F.to_date(F.from_utc_timestamp("event_time", config.day_cut or "UTC"))).alias("local_day")
     keyed = events.select(
-        F.xxhash64("user_id").alias("user_hash"),
+        _sort_key(by_key).alias("sort_key"),
         "user_id",
         (F.col("session_key") if by_key else F.lit(None).cast("string")).alias("session_key"),
         "event_time",
@@ -51,10 +51,8 @@ def sessionize(
         *([local_day] if by_day else []),
         *([F.array(*map(_number, feature_names)).alias("features")] if feature_names else []),
     )
-    # The hash first: Spark sorts by the first column's first eight bytes, in which user ids seldom differ.
-    order = ["user_hash", "user_id", *(["session_key"] if by_key else []), "event_time", "event_id"]
-    by_user = keyed.repartitionById(config.num_buckets, _bucket(F.col("user_hash"), config.num_buckets))
-    closed_sessions = by_user.sortWithinPartitions(*order).drop("user_hash").mapInArrow(run_kernel, _KERNEL_OUTPUT)
+    by_user = keyed.repartitionById(config.num_buckets, user_bucket(config.num_buckets))
+    closed_sessions = by_user.sortWithinPartitions("sort_key").mapInArrow(run_kernel, _KERNEL_OUTPUT)
     return closed_sessions.select(
         stable_id(F.col("user_id"), F.coalesce("session_key", F.lit("")), F.col("first_event_id")).alias("session_id"),
         "user_id",
@@ -73,11 +71,14 @@ def sessionize(
     )
 
 
+def _sort_key(by_key: bool) -> Column:
+    """A hash of the owner above the second (see session_kernel): Spark sorts by a single number in linear time."""
+    owner_hash = F.xxhash64("user_id", "session_key") if by_key else F.xxhash64("user_id")
+    second = F.greatest(F.lit(0), F.least(F.unix_seconds("event_time"), F.lit(2**SECOND_BITS - 1)))
+    return F.shiftleft(F.shiftright(owner_hash, SECOND_BITS), SECOND_BITS).bitwiseOR(second)
+
+
 def _number(attribute: str) -> Column:
     """The attribute as a finite number; null where it is none."""
     number = F.col("attributes")[attribute].try_cast("double")
     return F.when(F.abs(number) < F.lit(float("inf")), number)
-
-
-def _bucket(user_hash: Column, num_buckets: int) -> Column:
-    return F.pmod(user_hash, F.lit(num_buckets)).cast("int")

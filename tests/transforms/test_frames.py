@@ -55,6 +55,37 @@ def test_events_in_any_order_and_partitioning_give_the_same_sessions(spark: Spar
     assert len({row["session_id"] for row in rows}) == 4
 
 
+@pytest.mark.parametrize("by_key", [False, True])
+def test_times_that_no_second_of_a_sort_key_holds_are_in_order_all_the_same(spark: SparkSession, by_key: bool) -> None:
+    days = [
+        -20_000,
+        -15_000,
+        0,
+        100,
+        50_000,
+        80_000,
+    ]  # from the epoch: 1915 to 2189; a sort key has the seconds from 1970 to 2106
+    users = ["u", "v", "w"]
+    rows = spark.createDataFrame(
+        [(user, day) for day in (3, 0, 5, 1, 4, 2) for user in users], "user_id string, day int"
+    )
+    of_days = F.element_at(F.array(*map(F.lit, days)), F.col("day") + 1)
+    log = rows.select(
+        F.concat("user_id", F.col("day").cast("string")).alias("event_id"),
+        "user_id",
+        F.col("day").cast("string").alias("item_id"),
+        F.lit("view").alias("event_type"),
+        F.timestamp_seconds(of_days.cast("bigint") * 86_400).alias("event_time"),
+        F.lit(None).cast("double").alias("value"),
+        F.lit("key").alias("session_key"),
+    )
+    settings = SessionizeConfig(gap_seconds=10**9, max_length_seconds=10**9)
+    sessions = sessionize(log.repartition(2), settings, by_key).select("user_id", "item_ids").collect()
+    in_time = ["0", "1", "2", "3", "4", "5"]
+    pieces = [in_time] if by_key else [["0", "1"], ["2", "3"], ["4"], ["5"]]
+    assert sorted(sessions) == sorted((user, piece) for user in users for piece in pieces)
+
+
 def test_sessions_before_a_night_are_those_of_the_events_before_it(spark: SparkSession) -> None:
     settings = SessionizeConfig(gap_seconds=1800)
 
