@@ -7,7 +7,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,10 +92,25 @@ def run_rank(function: RankFunction, argument: Any, settings: RankSettings) -> N
         line = in_settings(text) if by_user or was_waiting else f"{type(error).__name__}: {text}"
         record = RankRecord(rank, FAILED, line, is_user_error=by_user, exit_code=code, was_waiting=was_waiting)
     watchdog.end(lambda: folder.write_end(record))
+    _remove_folders_of_torchrun()
     if record.status == FAILED:
         # Not sys.exit: the process group's threads may keep a broken process alive.
         sys.stderr.flush()
         os._exit(1)
+
+
+def _remove_folders_of_torchrun() -> None:
+    """torchrun makes folders for errors that it might be told of, <torchelastic_x>/<run>/<attempt>/<rank>, and leaves them in each night's
+    temporary folder: the last rank of a machine to end takes them along."""
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not error_file:
+        return
+    of_rank = Path(error_file).parent
+    with suppress(OSError):  # those of others are in it
+        for folder in (of_rank, *of_rank.parents[:2]):
+            folder.rmdir()
+        if of_rank.parents[2].name.startswith("torchelastic_"):
+            of_rank.parents[2].rmdir()
 
 
 def train_rank(job: TrainingJob, ranks: Ranks, on_step: OnStep) -> dict[str, Any]:

@@ -71,7 +71,12 @@ def assert_no_rank_is_left(work_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
-def test_ranks_train_a_model_that_knows_the_next_item(spark: SparkSession, tmp_path: Path, num_ranks: int) -> None:
+def test_ranks_train_a_model_that_knows_the_next_item(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_ranks: int
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     heard: list[Progress] = []
     job = small_job(
         tmp_path, cyclic_rows(121, 10, seed=1), cyclic_rows(20, 10, seed=2), num_ranks=num_ranks, num_epochs=6.0,
@@ -93,6 +98,7 @@ def test_ranks_train_a_model_that_knows_the_next_item(spark: SparkSession, tmp_p
     assert {m.name for m in result.metrics} >= {"train_loss", "validation_loss", "validation_recall_at_20"}
     assert [path.name for path in Path(job.work_dir).iterdir()] == ["checkpoints"]
     assert result.resumed_at_step is None
+    assert list(temporary.glob("torchelastic_*")) == []
     # What the gate asks for later.
     of_ranks = read_manifest(result.artifact_path)[0]["ranks"]
     assert of_ranks == [{"rank": rank, "status": "finished", "num_steps": 96} for rank in range(num_ranks)]
